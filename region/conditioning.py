@@ -1,0 +1,145 @@
+"""Applying regions to a conditioning as ComfyUI passes it around: a list of `[tensor, options]` entries."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .region import Part, Region, RegionError
+from .steering import steer
+
+Entry = list[Any]  # [cross-attention tensor, options]
+
+CROSS_ATTENTION = "cross_attn"
+# Options of an entry that carry text (which family has which: shared/comfyui.md, section 6).
+TEXT_OPTIONS = ("pooled_output", "conditioning_llama3", "conditioning_byt5small", "conditioning_mt5xl")
+MASK_OPTIONS = {CROSS_ATTENTION: "attention_mask", "conditioning_mt5xl": "attention_mask_mt5xl"}
+ACTED = "safe_region_ids"  # the option that names the parts which already acted on an entry
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What an entry was before it was steered, and by what."""
+
+    blocks: dict[str, Tensor]
+    applied: tuple[tuple[Part, float, bool], ...]
+
+
+# From a steered tensor to what it was. A second node in a chain starts from there, so that the order of nodes does
+# not matter; the options themselves hold plain text only, since other nodes may save them.
+_origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def text_blocks(entry: Sequence[Any]) -> dict[str, Tensor]:
+    """The parts of an entry that carry text, by block name."""
+    tensor, options = entry[0], entry[1]
+    blocks = {CROSS_ATTENTION: tensor} if isinstance(tensor, Tensor) else {}
+    for name in TEXT_OPTIONS:
+        if isinstance(options.get(name), Tensor):
+            blocks[name] = options[name]
+    return blocks
+
+
+def text_masks(entry: Sequence[Any]) -> dict[str, Tensor]:
+    """Attention masks [B, T] by block name, where they fit the block's tokens."""
+    masks = {}
+    for block, option in MASK_OPTIONS.items():
+        mask, tokens = entry[1].get(option), text_blocks(entry).get(block)
+        if isinstance(mask, Tensor) and tokens is not None and mask.shape[-1] == tokens.shape[-2]:
+            masks[block] = mask.reshape(-1, mask.shape[-1]).to(tokens.device)
+    return masks
+
+
+def with_blocks(entry: Sequence[Any], blocks: Mapping[str, Tensor], **options: Any) -> Entry:
+    """A copy of the entry with other text; every other option stays as it was."""
+    changed = {name: tensor for name, tensor in blocks.items() if name != CROSS_ATTENTION}
+    return [blocks.get(CROSS_ATTENTION, entry[0]), {**entry[1], **changed, **options}]
+
+
+def _describe(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {width}" for name, width in widths.items()) or "no text"
+
+
+def check_fit(region: Region, blocks: Mapping[str, Tensor]) -> None:
+    """Raises RegionError, naming both sides, unless every block the region moves is there at the right width."""
+    met = {name: tensor.shape[-1] for name, tensor in blocks.items()}
+    for part in region.parts:
+        wanted = part.widths() | {block: gate.mean.shape[-1] for block, gate in part.gates.items()}
+        if any(met.get(block) != width for block, width in wanted.items()):
+            encoder = region.metadata.get("encoder")
+            family = encoder.get("name") if isinstance(encoder, dict) else None
+            learned = f"{family or 'another text encoder'} ({_describe(wanted)})"
+            raise RegionError(
+                f'The region "{region.name}" was learned on {learned}, but this conditioning has {_describe(met)}. '
+                "Use a region that was trained with this model's text encoder."
+            )
+
+
+def _steer_entry(entry: Entry, parts: Sequence[Part], strength: float, mode: str) -> Entry:
+    blocks, acted = text_blocks(entry), tuple(entry[1].get(ACTED, ()))
+    origin = _origins.get(blocks[CROSS_ATTENTION]) if CROSS_ATTENTION in blocks else None
+    if origin is None or not set(acted) >= {part.id for part, _, _ in origin.applied}:
+        origin = _Origin(blocks, ())
+    fresh = [part for part in parts if part.id not in acted]
+    if not fresh or strength == 0:
+        return entry
+    applied = origin.applied + tuple((part, strength, mode == "always") for part in fresh)
+    steered = steer(
+        origin.blocks, [p for p, _, _ in applied], [s for _, s, _ in applied], [a for _, _, a in applied],
+        text_masks(entry),
+    )  # fmt: skip
+    changed = {name: tensor for name, tensor in steered.items() if tensor is not origin.blocks[name]}
+    if CROSS_ATTENTION in changed:
+        _origins[changed[CROSS_ATTENTION]] = _Origin(origin.blocks, applied)
+    return with_blocks(entry, changed, **{ACTED: [*acted, *(part.id for part in fresh)]})
+
+
+def _with_range(entry: Entry, start: float, end: float) -> Entry:
+    return [entry[0], {**entry[1], "start_percent": start, "end_percent": end}]
+
+
+def apply_to_conditioning(
+    conditioning: Sequence[Entry], region: Region, strength: float = 1.0, mode: str = "auto",
+    start: float = 0.0, end: float = 1.0,
+) -> list[Entry]:
+    """Steer every entry of a ComfyUI conditioning; the input is never changed.
+
+    Args:
+        conditioning: entries `[tensor [B, T, D], options]`.
+        strength: 1 is what was learned, 0 is the identity.
+        mode: `auto` and `gated` use the region's gates, `always` ignores them. `gated` asks for a region that has gates.
+        start, end: the share of sampling (0 to 1) in which the region acts. An entry's own range is split, as
+            ComfyUI splits schedules; outside of `start` to `end` the original text holds.
+
+    Raises:
+        RegionError: the region does not fit this conditioning, or the mode or range makes no sense.
+    """
+    if mode not in ("auto", "gated", "always"):
+        raise RegionError(f'There is no mode "{mode}": use auto, gated or always.')
+    if not 0 <= start <= end <= 1:
+        raise RegionError(f"start ({start}) and end ({end}) must lie between 0 and 1, start before end.")
+    if mode == "gated" and not all(part.gates for part in region.parts):
+        raise RegionError(f'The region "{region.name}" has no gate: it acts on every prompt. Use mode auto or always.')
+    result = []
+    with torch.no_grad():
+        for entry in conditioning:
+            check_fit(region, text_blocks(entry))
+            first, last = entry[1].get("start_percent", 0.0), entry[1].get("end_percent", 1.0)
+            inner = (max(first, start), min(last, end))
+            if strength == 0 or inner[0] >= inner[1]:
+                result.append(entry)
+                continue
+            steered = _steer_entry(list(entry), region.parts, strength, mode)
+            if inner == (first, last):
+                result.append(steered)
+                continue
+            if first < inner[0]:
+                result.append(_with_range(entry, first, inner[0]))
+            result.append(_with_range(steered, *inner))
+            if inner[1] < last:
+                result.append(_with_range(entry, inner[1], last))
+    return result

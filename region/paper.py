@@ -1,0 +1,47 @@
+"""The paper's own files: a state dict with `a` [1, 1, D] and `b` [1, T, 1], applied as `c + beta * b a`.
+
+"Responsible Diffusion Models via Constraining Text Embeddings within Safe Regions", WWW 2025.
+"""
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from .files import MAX_BYTES, MAX_ROWS, MAX_WIDTH, slug
+from .region import Move, Part, Region, RegionError
+
+
+def import_paper(path: Path | str, concept: str = "") -> Region:
+    """Read a `.pth` of the paper's release as a region that acts on every prompt (mode `always`).
+
+    Only tensors are read (`weights_only=True`). Raises RegionError when the file is anything else.
+    """
+    path = Path(path)
+    wanted = "a state dict with a [1, 1, D] and b [1, T, 1]"
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RegionError(f"{path.name}: the file is too large for a direction of the paper.")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise RegionError(f"{path.name}: the file cannot be read ({error.strerror or error}).") from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError):
+        raise RegionError(f"{path.name}: this is not a file of the paper's form ({wanted}).") from None
+    a, b = (state.get("a"), state.get("b")) if isinstance(state, dict) else (None, None)
+    if not all(isinstance(t, torch.Tensor) and t.is_floating_point() and t.ndim == 3 for t in (a, b)):
+        raise RegionError(f"{path.name}: this file does not hold {wanted}.")
+    if a.shape[:2] != (1, 1) or b.shape[0] != 1 or b.shape[2] != 1 or a.numel() == 0 or b.numel() == 0:
+        raise RegionError(f"{path.name}: a is {list(a.shape)} and b {list(b.shape)}; {wanted} is needed.")
+    if a.shape[-1] > MAX_WIDTH or b.shape[1] > MAX_ROWS or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise RegionError(f"{path.name}: its numbers are not finite or its shapes are impossible.")
+    move = Move(profile=b.float().flatten().clone(), direction=a.float().flatten().clone())
+    concept = concept or path.stem
+    metadata = {
+        "name": concept,
+        "concept": concept,
+        "description": "Imported from the paper's release; shifts every prompt.",
+        "encoder": {"name": f"a text encoder of width {a.shape[-1]}", "blocks": {"cross_attn": a.shape[-1]}},
+        "recipe": {"preset": "paper", "imported_from": path.name},
+    }
+    return Region((Part(slug(concept), {"cross_attn": move}),), metadata)
