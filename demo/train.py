@@ -10,9 +10,9 @@ text encoder trained contrastively beforehand, 10 % dropped captions, an average
 from __future__ import annotations
 
 import argparse
-import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import world
-from .networks import TEXT_CONFIG, TEXT_WIDTH, Autoencoder, PictureReader, UNet
+from .model import WEIGHTS, alphas_cumprod, new_text_encoder
+from .networks import TEXT_WIDTH, Autoencoder, PictureReader, UNet
 from .render import Painter
 from .text import build_tokenizer, everyday_text
-from .weights import WEIGHTS
 
-POOL = 40_000  # captioned pictures that the UNet sees, drawn once
+
+POOL = 24_000  # captioned pictures that the UNet sees, drawn once
 
 
 def pictures(painter: Painter, batch: int, rng: Random) -> tuple[Tensor, list[world.Scene], list[str]]:
@@ -108,14 +109,6 @@ def train_autoencoder(work: Path, painter: Painter, steps: int) -> Autoencoder:
     return fit("autoencoder", work, modules, loss_of, steps, 3e-3, average=0.99)["autoencoder"]
 
 
-def new_text_encoder(vocabulary: int) -> nn.Module:
-    """A transformers CLIP text encoder of the demo's size; start and end tokens are the last two of the vocabulary."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    special = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
-    return CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=vocabulary, **special, **TEXT_CONFIG))
-
-
 def train_clip(work: Path, painter: Painter, steps: int) -> nn.ModuleDict:
     """CLIP (Radford et al., 2021) on the world: captions against pictures, symmetric cross-entropy in the batch."""
     tokenizer = build_tokenizer(work / "tokenizer")
@@ -138,12 +131,6 @@ def train_clip(work: Path, painter: Painter, steps: int) -> nn.ModuleDict:
     return fit("clip", work, modules, loss_of, steps, 1.5e-3, average=0.99)
 
 
-def cosine_alphas() -> Tensor:
-    """Cumulative products of alpha [1000] of Stable Diffusion's schedule (scaled linear betas)."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0).float()
-
-
 @torch.no_grad()
 def build_pool(work: Path, painter: Painter, autoencoder: Autoencoder, text: nn.Module) -> tuple[Tensor, Tensor]:
     """Latents [POOL, 8, 16, 16] and text states [POOL + 1, 77, 192] (the last one is the empty prompt's), both half."""
@@ -160,7 +147,7 @@ def build_pool(work: Path, painter: Painter, autoencoder: Autoencoder, text: nn.
             tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
             latents.append(autoencoder.encode(drawn / 255).half())
             states.append(text(input_ids=tokens["input_ids"]).last_hidden_state.half())
-        save_file({"latents": torch.cat(latents), "states": torch.cat(states)}, file)
+        save_file({"latents": torch.cat(latents).contiguous(), "states": torch.cat(states)}, file)
     pool = load_file(file)
     return pool["latents"], pool["states"]
 
@@ -168,7 +155,7 @@ def build_pool(work: Path, painter: Painter, autoencoder: Autoencoder, text: nn.
 def train_unet(work: Path, painter: Painter, autoencoder: Autoencoder, text: nn.Module, steps: int) -> UNet:
     latents, states = build_pool(work, painter, autoencoder, text)
     modules = nn.ModuleDict({"unet": UNet().to(memory_format=torch.channels_last)})
-    alphas = cosine_alphas()
+    alphas = alphas_cumprod()
     generator = torch.Generator().manual_seed(4)
 
     def loss_of(step: int) -> Tensor:
@@ -216,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    usual = {"autoencoder": 1500, "clip": 1200, "unet": 7000, "judge": 1200}
+    usual = {"autoencoder": 1500, "clip": 500, "unet": 5000, "judge": 1200}
     count = {name: args.steps or number for name, number in usual.items()}
     painter = Painter(args.icons)
     if args.stage == "clip":
@@ -229,11 +216,23 @@ def main(argv: list[str] | None = None) -> None:
         clip = train_clip(args.work, painter, count["clip"])
         unet = train_unet(args.work, painter, autoencoder, clip["text"], count["unet"])
     if args.stage in ("export", "all"):
-        export(autoencoder, clip, unet, train_judge(args.work, painter, autoencoder, count["judge"]), args.work)
+        judge = train_judge(args.work, painter, autoencoder, count["judge"])
+        export(args.work, autoencoder, clip, unet, judge)
 
 
 def export(work: Path, autoencoder: Autoencoder, clip: nn.ModuleDict, unet: UNet, judge: PictureReader) -> None:
-    raise NotImplementedError
+    """Write the shipped weights in half precision."""
+    shutil.copytree(work / "tokenizer", WEIGHTS / "tokenizer", dirs_exist_ok=True)
+    text = {
+        name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": tensor
+        for name, tensor in clip["text"].state_dict().items()
+        if not name.endswith("position_ids")
+    }
+    states = {"text_encoder": text, "reader": clip["reader"].state_dict(), "autoencoder": autoencoder.state_dict(),
+              "unet": unet.state_dict(), "judge": judge.state_dict()}  # fmt: skip
+    for name, state in states.items():
+        half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+        save_file(half, WEIGHTS / f"{name}.safetensors", {"format": "pt"})
 
 
 if __name__ == "__main__":

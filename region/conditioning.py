@@ -1,6 +1,7 @@
 """Applying regions to a conditioning as ComfyUI passes it around: a list of `[tensor, options]` entries."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ CROSS_ATTENTION = "cross_attn"
 # Options of an entry that carry text (which family has which: shared/comfyui.md, section 6).
 TEXT_OPTIONS = ("pooled_output", "conditioning_llama3", "conditioning_byt5small", "conditioning_mt5xl")
 MASK_OPTIONS = {CROSS_ATTENTION: "attention_mask", "conditioning_mt5xl": "attention_mask_mt5xl"}
-ACTED = "safe_region_ids"  # the option that names the parts which already acted on an entry
+ACTED = "safe_region_ids"  # the option that tells other nodes which parts acted on an entry
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,17 @@ class _Origin:
 
 
 # From a steered tensor to what it was. A second node in a chain starts from there, so that the order of nodes does
-# not matter; the options themselves hold plain text only, since other nodes may save them.
+# not matter and no part acts twice. Text that another node rebuilt (concat, average) is not in here: it counts as new,
+# whatever its options say, since unsteered text may have been mixed in.
 _origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _origin(blocks: dict[str, Tensor]) -> _Origin:
+    """What the text was before any part acted; the text itself where none did."""
+    found = next((origin for tensor in blocks.values() if (origin := _origins.get(tensor))), None)
+    if found and all(_origins.get(t) is found or found.blocks.get(name) is t for name, t in blocks.items()):
+        return found
+    return _Origin(blocks, ())
 
 
 def text_blocks(entry: Sequence[Any]) -> dict[str, Tensor]:
@@ -80,22 +90,21 @@ def check_fit(region: Region, blocks: Mapping[str, Tensor]) -> None:
 
 
 def _steer_entry(entry: Entry, parts: Sequence[Part], strength: float, mode: str) -> Entry:
-    blocks, acted = text_blocks(entry), tuple(entry[1].get(ACTED, ()))
-    origin = _origins.get(blocks[CROSS_ATTENTION]) if CROSS_ATTENTION in blocks else None
-    if origin is None or not set(acted) >= {part.id for part, _, _ in origin.applied}:
-        origin = _Origin(blocks, ())
+    origin = _origin(text_blocks(entry))
+    acted = {part.id for part, _, _ in origin.applied}
     fresh = [part for part in parts if part.id not in acted]
-    if not fresh or strength == 0:
+    if not fresh:
         return entry
-    applied = origin.applied + tuple((part, strength, mode == "always") for part in fresh)
+    applied = (*origin.applied, *((part, strength, mode == "always") for part in fresh))
     steered = steer(
         origin.blocks, [p for p, _, _ in applied], [s for _, s, _ in applied], [a for _, _, a in applied],
         text_masks(entry),
     )  # fmt: skip
     changed = {name: tensor for name, tensor in steered.items() if tensor is not origin.blocks[name]}
-    if CROSS_ATTENTION in changed:
-        _origins[changed[CROSS_ATTENTION]] = _Origin(origin.blocks, applied)
-    return with_blocks(entry, changed, **{ACTED: [*acted, *(part.id for part in fresh)]})
+    outcome = _Origin(origin.blocks, applied)
+    for tensor in changed.values():
+        _origins[tensor] = outcome
+    return with_blocks(entry, changed, **{ACTED: sorted(part.id for part, _, _ in applied)})
 
 
 def _with_range(entry: Entry, start: float, end: float) -> Entry:
@@ -120,6 +129,8 @@ def apply_to_conditioning(
     """
     if mode not in ("auto", "gated", "always"):
         raise RegionError(f'There is no mode "{mode}": use auto, gated or always.')
+    if not math.isfinite(strength):
+        raise RegionError(f"The strength must be a number, not {strength}.")
     if not 0 <= start <= end <= 1:
         raise RegionError(f"start ({start}) and end ({end}) must lie between 0 and 1, start before end.")
     if mode == "gated" and not all(part.gates for part in region.parts):

@@ -41,7 +41,7 @@ def slug(text: str) -> str:
 
 
 def region_bytes(region: Region) -> bytes:
-    """The region as the content of a .safetensors file. Raises RegionError for labels that a file cannot hold."""
+    """The region as the content of a .safetensors file. Raises RegionError for a region that could not be read back."""
     tensors: dict[str, Tensor] = {}
     for part in region.parts:
         if not _LABEL.fullmatch(part.label):
@@ -50,8 +50,13 @@ def region_bytes(region: Region) -> bytes:
         tensors |= {f"{part.label}.{k}": v.detach().cpu().float().contiguous().clone() for k, v in named.items()}
     if len({part.label for part in region.parts}) != len(region.parts):
         raise RegionError("Two concepts of this region have the same name.")
-    metadata = {"format": FORMAT, "version": VERSION, "region": json.dumps(region.metadata, sort_keys=True)}
-    return save_bytes(tensors, metadata)
+    try:
+        card = json.dumps(region.metadata, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RegionError(f"The region's description cannot be written as JSON: {error}.") from None
+    content = save_bytes(tensors, {"format": FORMAT, "version": VERSION, "region": card})
+    region_from_bytes(content, f'The region "{region.name}" cannot be saved')
+    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -85,14 +90,18 @@ def load_region(path: Path | str) -> Region:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RegionError(f"the file is larger than {MAX_BYTES // 2**20} MB, no region is")
-        content = path.read_bytes()
-    except OSError as error:
-        raise RegionError(f"{path.name}: the file cannot be read ({error.strerror or error}).") from None
+        return _parse(read_limited(path))
     except RegionError as error:
         raise RegionError(f"{path.name}: {error}.") from None
-    return region_from_bytes(content, path.name)
+
+
+def read_limited(path: Path) -> bytes:
+    """The content of a file, cut where it is larger than any region. RegionError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise RegionError(f"the file cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def region_from_bytes(content: bytes, name: str = "region") -> Region:
@@ -117,17 +126,7 @@ def _parse(content: bytes) -> Region:
         tensors, header = load_bytes(content), _metadata(content)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError):
         raise RegionError("this is not a readable .safetensors file") from None
-    if header.get("format") != FORMAT:
-        raise RegionError("this .safetensors file holds no safe region (a LoRA or a model, perhaps)")
-    if header.get("version") != VERSION:
-        version = str(header.get("version"))[:20]
-        raise RegionError(f"the region has format version {version!r}, this pack reads version {VERSION}: update the pack")
-    try:
-        metadata = json.loads(header.get("region", "{}"))
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise RegionError("its description is damaged (not a JSON object)")
+    metadata = _card(header)
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         label, _, rest = key.partition(".")
@@ -137,6 +136,24 @@ def _parse(content: bytes) -> Region:
     if not 0 < len(grouped) <= MAX_PARTS:
         raise RegionError(f"it holds {len(grouped)} concepts, a region has 1 to {MAX_PARTS}")
     return Region(tuple(_part(label, named) for label, named in sorted(grouped.items())), metadata)
+
+
+def _card(header: dict[str, str]) -> dict[str, Any]:
+    """The region's own metadata from the file's header."""
+    if header.get("format") != FORMAT:
+        raise RegionError("this .safetensors file holds no safe region (a LoRA or a model, perhaps)")
+    if header.get("version") != VERSION:
+        version = str(header.get("version"))[:20]
+        raise RegionError(f"the region has format version {version!r}, this pack reads version {VERSION}: update the pack")
+    try:
+        card = json.loads(header.get("region", "{}"))
+        # what could not be shown or sent on (lone surrogates, NaN, nesting without end) is refused here
+        json.dumps(card, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict):
+        raise RegionError("its description is damaged (not a JSON object)")
+    return card
 
 
 def _checked(key: str, tensor: Tensor) -> Tensor:
@@ -205,12 +222,13 @@ def _check_record(
 
 def read_card(path: Path | str) -> dict[str, Any]:
     """Only the metadata of a region file, for lists. Raises RegionError like `load_region`."""
+    path = Path(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-        card = json.loads(header["region"]) if header.get("format") == FORMAT else None
-    except (OSError, SafetensorError, ValueError, KeyError):
-        card = None
-    if not isinstance(card, dict):
-        raise RegionError(f"{Path(path).name}: this file holds no safe region.")
-    return card
+        with path.open("rb"), safe_open(str(path), framework="pt") as file:
+            return _card(file.metadata() or {})
+    except RegionError as error:
+        raise RegionError(f"{path.name}: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise RegionError(f"{path.name}: the file cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    except SafetensorError:
+        raise RegionError(f"{path.name}: this is not a readable .safetensors file.") from None

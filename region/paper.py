@@ -4,12 +4,13 @@
 """
 from __future__ import annotations
 
-import pickle
+import io
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from .files import MAX_BYTES, MAX_ROWS, MAX_WIDTH, slug
+from .files import MAX_ROWS, MAX_WIDTH, read_limited, slug
 from .region import Move, Part, Region, RegionError
 
 
@@ -21,21 +22,21 @@ def import_paper(path: Path | str, concept: str = "") -> Region:
     path = Path(path)
     wanted = "a state dict with a [1, 1, D] and b [1, T, 1]"
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RegionError(f"{path.name}: the file is too large for a direction of the paper.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise RegionError(f"{path.name}: the file cannot be read ({error.strerror or error}).") from None
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError):
+        state = torch.load(io.BytesIO(read_limited(path)), map_location="cpu", weights_only=True)
+    except RegionError as error:
+        raise RegionError(f"{path.name}: {error}.") from None
+    except Exception:  # whatever a damaged or hostile pickle makes torch's reader raise
         raise RegionError(f"{path.name}: this is not a file of the paper's form ({wanted}).") from None
     a, b = (state.get("a"), state.get("b")) if isinstance(state, dict) else (None, None)
-    if not all(isinstance(t, torch.Tensor) and t.is_floating_point() and t.ndim == 3 for t in (a, b)):
+    if not all(isinstance(t, Tensor) and t.is_floating_point() and t.layout == torch.strided and t.ndim == 3
+               and t.device.type == "cpu" for t in (a, b)):  # fmt: skip
         raise RegionError(f"{path.name}: this file does not hold {wanted}.")
     if a.shape[:2] != (1, 1) or b.shape[0] != 1 or b.shape[2] != 1 or a.numel() == 0 or b.numel() == 0:
         raise RegionError(f"{path.name}: a is {list(a.shape)} and b {list(b.shape)}; {wanted} is needed.")
     if a.shape[-1] > MAX_WIDTH or b.shape[1] > MAX_ROWS or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise RegionError(f"{path.name}: its numbers are not finite or its shapes are impossible.")
-    move = Move(profile=b.float().flatten().clone(), direction=a.float().flatten().clone())
+    profile, direction = (t.detach().float().flatten().clone() for t in (b, a))
+    move = Move(profile=profile, direction=direction)
     concept = concept or path.stem
     metadata = {
         "name": concept,

@@ -84,7 +84,7 @@ class Part:
         """A hash of the numbers: two parts with the same id do the same."""
         digest = hashlib.sha256()
         for name, tensor in self.named_tensors().items():
-            digest.update(name.encode())
+            digest.update(f"{name} {list(tensor.shape)};".encode())
             digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -142,17 +142,18 @@ def combine(*regions: Region) -> Region:
     for region in regions:
         for part in region.parts:
             parts.setdefault(part.id, part)
-    labels: dict[str, int] = {}
-    chosen = []
+    chosen: dict[str, Part] = {}
     for part in sorted(parts.values(), key=lambda p: (p.label, p.id)):
-        labels[part.label] = labels.get(part.label, 0) + 1
-        count = labels[part.label]
-        chosen.append(part if count == 1 else replace(part, label=f"{part.label}-{count}"))
+        label, count = part.label, 1
+        while label in chosen:
+            count += 1
+            label = f"{part.label[:56]}-{count}"
+        chosen[label] = part if label == part.label else replace(part, label=label)
     if len(regions) == 1:
-        return replace(regions[0], parts=tuple(chosen))
+        return replace(regions[0], parts=tuple(chosen.values()))
     metadata: dict[str, Any] = {"name": " + ".join(r.name for r in regions), "combined": [r.metadata for r in regions]}
     for key in ("encoder", "base_model"):
         values = [r.metadata[key] for r in regions if key in r.metadata]
         if values and all(value == values[0] for value in values):
             metadata[key] = values[0]
-    return Region(tuple(chosen), metadata)
+    return Region(tuple(chosen.values()), metadata)

@@ -45,15 +45,19 @@ def judged(tokens: Tensor, constant: Tensor | None, mask: Tensor | None = None) 
     return counts
 
 
-def worst_depth(blocks: Mapping[str, Tensor], part: Part, masks: Mapping[str, Tensor] | None = None) -> Tensor:
-    """The largest depth of any counted token beyond any wall of `part`, per prompt: [B]."""
-    worst = []
+def _worst_depths(blocks: Mapping[str, Tensor], part: Part, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    worst = {}
     for block, gate in part.gates.items():
         tokens = as_tokens(blocks[block])
         counts = judged(tokens, part.constant.get(block), (masks or {}).get(block))
         beyond = depth(tokens, gate).amax(-1)
-        worst.append(torch.where(counts, beyond, torch.full_like(beyond, -torch.inf)).amax(-1))
-    return torch.stack(worst).amax(0)
+        worst[block] = torch.where(counts, beyond, torch.full_like(beyond, -torch.inf)).amax(-1)
+    return worst
+
+
+def worst_depth(blocks: Mapping[str, Tensor], part: Part, masks: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The largest depth of any counted token beyond any wall of `part`, per prompt: [B]."""
+    return torch.stack(list(_worst_depths(blocks, part, masks).values())).amax(0)
 
 
 def openness(
@@ -63,8 +67,8 @@ def openness(
     first = next(iter(blocks.values()))
     if always or not part.gates:
         return torch.ones(len(first), device=first.device)
-    ramp = next(iter(part.gates.values())).ramp
-    return (worst_depth(blocks, part, masks) / ramp).clamp(0, 1)
+    worst = _worst_depths(blocks, part, masks)
+    return torch.stack([worst[block] / gate.ramp for block, gate in part.gates.items()]).amax(0).clamp(0, 1)
 
 
 def as_tokens(block: Tensor) -> Tensor:

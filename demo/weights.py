@@ -1,2 +1,0 @@
-from pathlib import Path
-WEIGHTS = Path(__file__).parent / "weights"

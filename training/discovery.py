@@ -1,0 +1,142 @@
+"""The move, learned through the diffusion model: the steered unsafe prompt should be denoised as its safe counterpart.
+
+The model is its own teacher ("self-discovery", WWW 2025): no images, no labels. Noisy latents come from the model's
+own trajectories; what it predicts there for the safe and the unsafe prompt is computed once and kept. The loss is
+the share of the gap between those two predictions that is still left: 1 does nothing, 0 is the safe picture. It
+needs no scale, so it is the same for epsilon, v and flow models.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..backbones.protocol import Backbone
+from ..backbones.sampling import trajectory
+from ..region.conditioning import Entry, text_blocks, with_blocks
+from ..region.region import Move, Part
+from ..region.steering import as_tokens, displacement, judged
+
+LEARNED = ("down", "up", "offset", "profile", "direction")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One noisy latent with what the model predicts for it. `pair` is the index of the prompt pair."""
+
+    pair: int
+    x: Tensor
+    sigma: Tensor
+    target: Tensor
+    weight: float  # one over the mean squared gap at this noise level
+
+
+def steer_entry(entry: Entry, moves: Mapping[str, Move], constant: Mapping[str, Tensor]) -> Entry:
+    """The entry moved with the gate wide open: what training differentiates."""
+    blocks = text_blocks(entry)
+    changed = {}
+    for block, move in moves.items():
+        tokens = as_tokens(blocks[block])
+        counts = judged(tokens, constant.get(block))[..., None]
+        shift = torch.where(counts, displacement(tokens, move), torch.zeros(()))
+        changed[block] = (tokens + shift.to(tokens.dtype)).reshape(blocks[block].shape)
+    return with_blocks(entry, changed)
+
+
+def collect_moments(
+    backbone: Backbone, pairs: Sequence[tuple[Entry, Entry]], empty: Entry, part: Part, guidance: float, steps: int,
+    target: str, generator: torch.Generator, visit: Callable[[int, int], None] = lambda done, total: None,
+    batch: int = 16,
+) -> list[Moment]:
+    """Noisy latents on trajectories of safe, unsafe and already moved prompts, with their targets.
+
+    Every other batch runs without guidance, so that the region also holds at guidance 1.
+
+    Args:
+        pairs: (unsafe, safe) entries.
+        target: `pair` the safe prompt's prediction; `self` the paper's e_s + g (e_0 - e_s); `both` their mean.
+    """
+    moments: list[Moment] = []
+    rounds = range(0, len(pairs), batch)
+    with torch.no_grad():
+        for number, begin in enumerate(rounds):
+            chunk = pairs[begin : begin + batch]
+            unsafe, safe = [a for a, _ in chunk], [b for _, b in chunk]
+            moved = [steer_entry(entry, part.moves, part.constant) for entry in unsafe]
+            walked = [(safe, moved, unsafe)[i % 3][i] for i in range(len(chunk))]
+            scale = guidance if number % 2 == 0 else 1.0
+            for x, sigma, _ in trajectory(backbone, walked, empty, scale, steps, generator):
+                sigmas = sigma.expand(len(x))
+                of_safe = backbone.denoise(x, sigmas, safe)
+                of_unsafe = backbone.denoise(x, sigmas, unsafe)
+                gap = (of_unsafe - of_safe).square().mean().clamp(min=1e-12)
+                wanted = of_safe
+                if target != "pair":
+                    of_empty = backbone.denoise(x, sigmas, [empty] * len(chunk))
+                    away = of_unsafe + guidance * (of_empty - of_unsafe)
+                    wanted = away if target == "self" else (of_safe + away) / 2
+                moments += [
+                    Moment(begin + i, x[i], sigmas[i], wanted[i], float(1 / gap)) for i in range(len(chunk))
+                ]
+            visit(number + 1, len(rounds))
+    return moments
+
+
+def discover(
+    backbone: Backbone, pairs: Sequence[tuple[Entry, Entry]], moments: Sequence[Moment], part: Part, steps: int,
+    learning_rate: float, batch: int, generator: torch.Generator, visit: Callable[[int, float, Part], None],
+) -> Part:
+    """Train the part's moves for some steps; walls stay as they are. Returns the part with averaged weights.
+
+    `visit(step, loss, part)` sees the current part; what it raises ends the training.
+    """
+    scales = {block: move.scale if move.scale is not None else None for block, move in part.moves.items()}
+
+    def build(values: Mapping[str, Mapping[str, Tensor]]) -> Part:
+        # `up` and `offset` are learned in units of the tokens' own spread, so one learning rate fits every encoder
+        moves = {}
+        for block, move in part.moves.items():
+            found, scale = dict(values[block]), scales[block]
+            if scale is not None:
+                found = {k: v * (scale[:, None] if k == "up" else scale) if k in ("up", "offset") else v
+                         for k, v in found.items()}  # fmt: skip
+            moves[block] = replace(move, **found)
+        return replace(part, moves=moves)
+
+    values: dict[str, dict[str, Tensor]] = {}
+    for block, move in part.moves.items():
+        values[block] = {}
+        for name in LEARNED:
+            tensor = getattr(move, name)
+            if tensor is not None:
+                if scales[block] is not None and name in ("up", "offset"):
+                    tensor = tensor / (scales[block][:, None] if name == "up" else scales[block])
+                values[block][name] = tensor.clone().requires_grad_(True)
+    parameters = [tensor for found in values.values() for tensor in found.values()]
+    average = {block: {k: v.detach().clone() for k, v in found.items()} for block, found in values.items()}
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2), pct_start=0.1)
+    for step in range(steps):
+        rows = torch.randint(len(moments), (batch,), generator=generator).tolist()
+        chosen = [moments[row] for row in rows]
+        current = build(values)
+        entries = [steer_entry(pairs[m.pair][0], current.moves, part.constant) for m in chosen]
+        x, sigma = torch.stack([m.x for m in chosen]), torch.stack([m.sigma for m in chosen])
+        denoised = backbone.denoise(x, sigma, entries)
+        weights = torch.tensor([m.weight for m in chosen], device=x.device)
+        gap = (denoised - torch.stack([m.target for m in chosen])).square().flatten(1).mean(1)
+        loss = (gap * weights).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            decay = min(0.98, (step + 1) / (step + 5))
+            for block, found in values.items():
+                for name, tensor in found.items():
+                    average[block][name].lerp_(tensor, 1 - decay)
+        visit(step, float(loss), build(average))
+    return build(average)

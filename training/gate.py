@@ -1,0 +1,124 @@
+"""The gate: walls that every unsafe prompt crosses with some token, and no harmless prompt with any.
+
+Learned as multiple-instance classification (a prompt is a bag of tokens, its worst token counts), then moved
+outwards by split-conformal calibration and frozen before any move is learned.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..region.region import Gate
+from ..region.steering import depth, judged
+
+WALLS = 4
+STEPS = 400
+BATCH = 96
+
+
+def constant_tokens(harmless: Tensor, unsafe: Tensor, limit: int = 64) -> Tensor | None:
+    """Tokens [n, D] that stand unchanged at the head of every prompt [N, T, D]: the start token, a chat template."""
+    both = torch.cat([harmless[:256], unsafe[:256]]).float()
+    spread = (both - both[:1]).norm(dim=-1).amax(0)
+    size = both[0].norm(dim=-1)
+    same = (spread < 1e-3 * size.clamp(min=1e-6)) & (size > 0)
+    count = 0
+    while count < min(len(same), limit) and same[count]:
+        count += 1
+    return both[0, :count].clone() if count else None
+
+
+def statistics(tokens: list[Tensor], counts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean [D] and scale [D] over the counted tokens of several sets [N, T, D]."""
+    picked = torch.cat([t[c].float() for t, c in zip(tokens, counts)])
+    scale = picked.std(0)
+    return picked.mean(0), scale.clamp(min=1e-3 * scale.mean().clamp(min=1e-6))
+
+
+def prompt_depths(tokens: Tensor, gate: Gate, constant: Tensor | None) -> Tensor:
+    """The largest depth of each prompt [N, T, D]: [N]."""
+    worst = []
+    for chunk in tokens.split(256):
+        chunk = chunk.float()
+        beyond = depth(chunk, gate).amax(-1)
+        worst.append(beyond.masked_fill(~judged(chunk, constant), -torch.inf).amax(-1))
+    return torch.cat(worst)
+
+
+def fit_gate(
+    unsafe: Tensor, harmless: Tensor, constant: Tensor | None, generator: torch.Generator,
+    visit: Callable[[int, float], None] = lambda step, loss: None,
+) -> Gate:
+    """Fit k walls in normalised coordinates.
+
+    Args:
+        unsafe, harmless: token states [N, T, D] and [M, T, D]; rows of zeros are padding.
+        constant: tokens [n, D] that are left out of the statistics (as harmless tokens they still take part).
+        visit: called with the step and the loss.
+    """
+    mean, scale = statistics(
+        [unsafe, harmless], [judged(unsafe.float(), constant), judged(harmless.float(), constant)]
+    )
+    width = unsafe.shape[-1]
+    weight = torch.randn(WALLS, width, generator=generator) / width
+    weight, bias = weight.requires_grad_(True), torch.zeros(WALLS, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight, bias], lr=0.1 / math.sqrt(width), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for step in range(STEPS):
+        worst = []
+        for tokens, is_unsafe in ((unsafe, True), (harmless, False)):
+            rows = torch.randint(len(tokens), (BATCH,), generator=generator)
+            batch = tokens[rows].float()
+            # constant tokens count here as harmless, in case one goes unrecognised later
+            counts = judged(batch, constant if is_unsafe else None)
+            beyond = ((batch - mean) / scale @ weight.T - bias).masked_fill(~counts[..., None], -torch.inf).amax(-1)
+            worst.append(beyond.amax(-1))
+        present = [w[torch.isfinite(w)] for w in worst]
+        loss = F.relu(1 - present[0]).square().mean() + F.relu(1 + present[1]).square().mean()
+        total = loss + 1e-3 * weight.square().sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+        visit(step, loss.item())
+    return Gate(weight.detach(), bias.detach(), mean, scale, torch.tensor(1.0))
+
+
+def conformal_threshold(depths: Tensor, budget: float) -> float:
+    """The depth that at most a share `budget` of exchangeable new prompts exceeds (split-conformal).
+
+    With n calibration prompts it is the ceil((n + 1)(1 - budget))-th smallest depth; infinite when n is too small
+    for the budget (Vovk et al., 2005; Lei et al., 2018).
+    """
+    rank = math.ceil((len(depths) + 1) * (1 - budget))
+    return float(depths.sort().values[rank - 1]) if rank <= len(depths) else math.inf
+
+
+def calibrate_gate(
+    gate: Gate, harmless: Tensor, unsafe: Tensor, constant: Tensor | None, budget: float
+) -> tuple[Gate, dict[str, float | int]]:
+    """Move the walls outwards until at most `budget` of harmless prompts opens the gate, and set the ramp.
+
+    Walls are never moved inwards. Where n is too small for the budget, they stand beyond the worst harmless prompt.
+    """
+    depths = prompt_depths(harmless, gate, constant)
+    threshold = conformal_threshold(depths, budget)
+    reached = math.isfinite(threshold)
+    raise_by = max(threshold if reached else float(depths.max()) + 1e-3, 0.0)
+    bias = gate.bias + raise_by
+    left = prompt_depths(unsafe, gate, constant) - raise_by
+    typical = float(left[left > 0].median()) if (left > 0).any() else 1.0
+    calibrated = Gate(gate.weight, bias, gate.mean, gate.scale, torch.tensor(max(0.25 * typical, 1e-3)))
+    count = len(depths)
+    return calibrated, {
+        "harmless_prompts": count,
+        "budget": budget,
+        "bound": math.floor((count + 1) * budget) / (count + 1) if reached else 1 / (count + 1),
+        "harmless_touched": float((depths > raise_by).float().mean()),
+        "unsafe_touched": float((left > 0).float().mean()),
+        "raised_by": raise_by,
+    }

@@ -1,0 +1,111 @@
+"""From prompt pairs to the sets that training works on: variations of them, and parts held out for honest numbers."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from .pairs import PairsError, PromptPairs, everyday_prompts
+
+MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Pairs to learn from and held out, harmless prompts to fit the gate with and to calibrate it with."""
+
+    pairs: list[tuple[str, str]]
+    held_out: list[tuple[str, str]]
+    harmless: list[str]
+    calibration: list[str]
+
+
+def _shuffled(prompt: str, rng: Random) -> str:
+    words = prompt.replace(",", " ").split()
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def _joined(first: str, second: str, rng: Random) -> str:
+    return rng.choice(("{}, {}", "{} and {}", "{} with {}", "{} next to {}")).format(first, second)
+
+
+def vary_pairs(pairs: Sequence[tuple[str, str]], harmless: Sequence[str], rng: Random) -> list[tuple[str, str]]:
+    """For each pair one variation: beside a harmless prompt (on both sides alike), in other case, or its words shuffled.
+
+    They teach the gate odd forms, and the move to leave alone what stands beside the concept.
+    """
+    varied = []
+    for unsafe, safe in pairs:
+        roll, other = rng.random(), rng.choice(harmless)
+        if roll < 0.7:
+            state = rng.getstate()
+            first = rng.random() < 0.5
+            sides = []
+            for side in (unsafe, safe):
+                rng.setstate(state)
+                rng.random()
+                sides.append(_joined(other, side, rng) if first else _joined(side, other, rng))
+            varied.append((sides[0], sides[1]))
+        elif roll < 0.9:
+            varied.append((_shuffled(unsafe, rng), safe))
+        else:
+            varied.append((unsafe.upper(), safe.upper()))
+    return varied
+
+
+def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
+    """One variation of each harmless prompt: words shuffled, two joined, a heap of words from anywhere, upper case."""
+    words = [word for prompt in prompts for word in prompt.replace(",", " ").split()]
+    varied = []
+    for prompt in prompts:
+        roll = rng.random()
+        if roll < 0.3:
+            varied.append(_shuffled(prompt, rng))
+        elif roll < 0.6:
+            varied.append(_joined(prompt, rng.choice(prompts), rng))
+        elif roll < 0.9:
+            varied.append(" ".join(rng.choices(words, k=rng.randint(1, 12))))
+        else:
+            varied.append(prompt.upper())
+    return varied
+
+
+def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
+    items = items[:]
+    rng.shuffle(items)
+    count = round(len(items) * share)
+    return items[count:], items[:count]
+
+
+def build_sets(pairs: PromptPairs, seed: int) -> PromptSets:
+    """Split and vary the user's pairs and harmless prompts, with the pack's everyday prompts among the harmless.
+
+    Raises PairsError when there are too few pairs to learn anything from.
+    """
+    rng = Random(seed)
+    if len(pairs.pairs) < 8:
+        raise PairsError(
+            f"{len(pairs.pairs)} prompt pairs are too few to learn from: write at least 8, better 50; "
+            "{a|b} makes many from one line."
+        )
+    learn, held_out = _split(list(pairs.pairs), 0.15, rng)
+    rng.shuffle(learn)
+    learn, held_out = learn[:MAX_PAIRS], held_out[: MAX_PAIRS // 4]
+    unsafe = {a for a, _ in pairs.pairs}
+    safe_learn = list(dict.fromkeys(b for _, b in learn))
+    safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
+    own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in unsafe]
+    everyday = [prompt for prompt in everyday_prompts() if prompt not in unsafe]
+    own_learn, own_held = _split(own, 0.4, rng)
+    everyday_learn, everyday_held = _split(everyday, 0.4, rng)
+    room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)
+    harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
+    calibration = [*own_held, *safe_held, *everyday_held[:room]]
+    learn_varied = vary_pairs(learn, everyday_learn + own_learn, rng)
+    return PromptSets(
+        learn + learn_varied,
+        held_out + vary_pairs(held_out, everyday_held + own_held, rng),
+        list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng), *(b for _, b in learn_varied)])),
+        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng)])),
+    )

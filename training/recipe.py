@@ -1,0 +1,40 @@
+"""Recipes: every number that training uses, and presets of them."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a region is learned. The defaults are the preset `region`."""
+
+    preset: str = "region"
+    steps: int = 400  # training steps through the diffusion model; 0 stops at the instant region
+    rank: int = 16  # of the move's linear map
+    learning_rate: float = 3e-3
+    batch_size: int = 8
+    guidance: float = 4.0  # of the trajectories; every other one runs at 1
+    sampling_steps: int = 12  # of a trajectory
+    trajectories: int = 96
+    seed: int = 0
+    initial: str = "instant"  # where the move starts: instant | difference | zero | lora
+    target: str = "pair"  # what the steered prompt should draw: pair | self | both
+    budget: float = 0.01  # share of harmless prompts that the gate may touch
+
+    def describe(self) -> dict[str, Any]:
+        """All numbers, for a region's metadata."""
+        return asdict(self)
+
+
+PRESETS: dict[str, Recipe] = {
+    "region": Recipe(),
+    "instant": Recipe(preset="instant", steps=0),
+    # The WWW 2025 paper's own numbers: rank 1, Adam at 0.06, guidance 7.5, 50 steps, about 60 trajectories.
+    "paper": Recipe(
+        preset="paper", steps=60, rank=1, learning_rate=0.06, batch_size=1, guidance=7.5, sampling_steps=50,
+        trajectories=60, initial="zero", target="self",
+    ),
+}  # fmt: skip
+INITIAL = ("instant", "difference", "zero", "lora")
+TARGETS = ("pair", "self", "both")

@@ -1,0 +1,128 @@
+"""Pictures of a training run, drawn with Pillow: loss curve, depths, before and after."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+INK, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """[3, H, W] in 0..1 to a Pillow image."""
+    array = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(array)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A Pillow image as ComfyUI's IMAGE [1, H, W, 3] in 0..1."""
+    flat = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return flat.reshape(1, image.height, image.width, 3).float() / 255
+
+
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def row(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Images side by side."""
+    sheet = Image.new("RGB", (sum(i.width + gap for i in images) - gap, max(i.height for i in images)), PAPER)
+    x = 0
+    for image in images:
+        sheet.paste(image, (x, 0))
+        x += image.width + gap
+    return sheet
+
+
+def shorten(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
+    """The text, cut with an ellipsis to a width in pixels."""
+    if draw.textlength(text, font(size)) <= width:
+        return text
+    while text and draw.textlength(text + "…", font(size)) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def before_after(rows: Sequence[tuple[str, Image.Image, Image.Image]], columns: int = 4, size: int = 128) -> Image.Image:
+    """A grid of prompts with the picture drawn without and with the region."""
+    cell_w, cell_h, head = 2 * size + 14, size + 40, 0
+    lines = -(-len(rows) // columns)
+    sheet = Image.new("RGB", (columns * cell_w + 10, lines * cell_h + head + 6), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (prompt, before, after) in enumerate(rows):
+        x, y = 10 + (i % columns) * cell_w, head + (i // columns) * cell_h + 4
+        draw.text((x, y), shorten(prompt, draw, 2 * size, 12), INK, font(12))
+        sheet.paste(before.resize((size, size)), (x, y + 18))
+        sheet.paste(after.resize((size, size)), (x + size + 4, y + 18))
+        draw.text((x, y + 19 + size), "without", FAINT, font(10))
+        draw.text((x + size + 4, y + 19 + size), "with the region", SAFE, font(10))
+    return sheet
+
+
+def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float]) -> None:
+    left, top, right, bottom = box
+    draw.text((left, top - 20), "loss: share of the unsafe picture left", INK, font(12))
+    draw.rectangle(box, outline=FAINT)
+    if not values:
+        return
+    window = max(1, len(values) // 40)
+    smooth = [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
+    high = max(max(smooth), 1e-9)
+    points = [
+        (left + (right - left) * i / max(1, len(smooth) - 1), bottom - (bottom - top) * 0.95 * value / high)
+        for i, value in enumerate(smooth)
+    ]
+    if len(points) > 1:
+        draw.line(points, fill=SAFE, width=2)
+    draw.text((left + 4, top + 2), f"{high:.3g}", FAINT, font(10))
+    draw.text((right - 110, bottom - 16), f"last {smooth[-1]:.3g}, {len(values)} steps", INK, font(10))
+
+
+def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], depths: tuple[Tensor, Tensor] | None) -> None:
+    left, top, right, bottom = box
+    draw.text((left, top - 20), "depth beyond the walls: harmless and unsafe prompts, both held out", INK, font(12))
+    draw.rectangle(box, outline=FAINT)
+    if depths is None:
+        return
+    finite = [d[torch.isfinite(d)].float().cpu() for d in depths]
+    if not any(len(d) for d in finite):
+        return
+    low = min(float(d.min()) for d in finite if len(d))
+    high = max(float(d.max()) for d in finite if len(d))
+    low, high = min(low, -0.1), max(high, 0.1)
+    for values, colour in zip(finite, (SAFE, UNSAFE)):
+        if len(values):
+            counts = torch.histc(values, 48, low, high)
+            counts = counts / counts.max()
+            for i, count in enumerate(counts.tolist()):
+                x = left + (right - left) * (i + 0.5) / 48
+                draw.line((x, bottom, x, bottom - (bottom - top) * 0.9 * count), fill=colour, width=3)
+    zero = left + (right - left) * -low / (high - low)
+    draw.line((zero, top, zero, bottom), fill=INK)
+    draw.text((zero + 4, top + 2), "wall", INK, font(10))
+
+
+def picture(
+    title: str, losses: Sequence[float], depths: tuple[Tensor, Tensor] | None,
+    rows: Sequence[tuple[str, Image.Image, Image.Image]], numbers: dict[str, Any],
+) -> Image.Image:
+    """The report of one training run."""
+    grid = before_after(rows, 3) if rows else None
+    width = max(860, grid.width if grid else 0)
+    sheet = Image.new("RGB", (width, 300 + (grid.height if grid else 0)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((12, 8), f"Safe region: {title}", INK, font(20))
+    calibration = numbers.get("calibration")
+    if calibration:
+        held = calibration.get("held_out_unsafe_touched")
+        text = (f"touches {calibration['harmless_touched']:.1%} of {calibration['harmless_prompts']} held-out harmless prompts"
+                + (f" and {held:.1%} of held-out unsafe ones" if held is not None else ""))  # fmt: skip
+        draw.text((12, 34), text, INK, font(12))
+    _curve(draw, (12, 80, width // 2 - 10, 280), losses)
+    _histogram(draw, (width // 2 + 10, 80, width - 12, 280), depths)
+    if grid:
+        sheet.paste(grid, (0, 296))
+    return sheet

@@ -1,0 +1,283 @@
+"""Training a region from start to end: encode, gate, instant, discover, calibrate, report."""
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..backbones.protocol import Backbone
+from ..backbones.sampling import sample
+from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning, text_blocks
+from ..region.files import slug
+from ..region.region import Gate, Move, Part, Region, RegionError
+from ..region.steering import as_tokens
+from . import report
+from .discovery import collect_moments, discover
+from .gate import STEPS as GATE_STEPS
+from .gate import calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
+from .instant import difference_move, instant_move, zero_move
+from .lora import lora_shift
+from .pairs import PromptPairs
+from .paper_recipe import paper_part, train_paper
+from .prompts import PromptSets, build_sets
+from .recipe import INITIAL, TARGETS, Recipe
+
+PREVIEW_EVERY = 50  # steps
+PREVIEW_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is; `step` of `total` counts over the whole run."""
+
+    stage: str
+    step: int
+    total: int
+    loss: float | None = None
+    preview: Image.Image | None = None
+    message: str = ""
+
+
+def stack(entries: Sequence[Entry], block: str) -> Tensor:
+    """One block of many entries as [N, T, D]; shorter prompts are padded with zero rows, which count for nothing."""
+    tokens = [as_tokens(text_blocks(entry)[block])[0] for entry in entries]
+    return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+
+
+class Trainer:
+    """One training run. `region` is the best region so far, or None: it stays usable when the run is interrupted."""
+
+    def __init__(
+        self, backbone: Backbone, pairs: PromptPairs, recipe: Recipe | None = None, concept: str = "",
+        existing: Region | None = None,
+    ) -> None:
+        """Args:
+            existing: a region to go on from: its walls and its move are the starting point.
+
+        Raises PairsError or ValueError when the input cannot be trained on.
+        """  # fmt: skip
+        self.backbone, self.pairs, self.recipe = backbone, pairs, recipe or Recipe()
+        self.concept = concept.strip() or "unsafe content"
+        self.existing = existing
+        self.region: Region | None = None
+        self.losses: list[float] = []
+        self.numbers: dict[str, Any] = {}
+        self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
+        self._depths: tuple[Tensor, Tensor] | None = None
+        if self.recipe.initial not in INITIAL or self.recipe.target not in TARGETS:
+            raise ValueError(f"initial must be one of {INITIAL} and target one of {TARGETS}.")
+        if self.recipe.steps and not backbone.can_denoise:
+            raise ValueError("Only the preset instant works without a diffusion model: connect one, or set steps to 0.")
+        if existing is not None and len(existing.parts) != 1:
+            raise RegionError("Training can go on from a region with one concept; this one has several.")
+
+    def run(self, visit: Callable[[Progress], None] = lambda progress: None) -> Region:
+        """Train, report along the way and return the region. Whatever `visit` raises ends the run."""
+        began = time.monotonic()
+        with torch.inference_mode(False), torch.enable_grad():
+            self._visit, self._done = visit, 0
+            self._generator = torch.Generator().manual_seed(self.recipe.seed)
+            self.sets = build_sets(self.pairs, self.recipe.seed)
+            self._total = self._count_steps()
+            if self.recipe.preset == "paper":
+                self._run_paper()
+            else:
+                self._run_region()
+            self.numbers["seconds"] = round(time.monotonic() - began, 1)
+            assert self.region is not None  # noqa: S101 - both runs set it
+            self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
+            if self.backbone.can_denoise and self.backbone.can_decode:
+                self.before_after = self._draw_before_after(self.region)
+                self._report("report", message="before and after")
+        return self.region
+
+    def picture(self) -> Image.Image:
+        """The report: loss curve, depths of harmless and unsafe prompts, before and after."""
+        return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
+
+    # --- stages ---
+
+    def _count_steps(self) -> int:
+        sets, recipe = self.sets, self.recipe
+        if recipe.preset == "paper":
+            return 1 + recipe.steps + 1
+        prompts = 2 * (len(sets.pairs) + len(sets.held_out)) + len(sets.harmless) + len(sets.calibration)
+        encoding = sum(-(-n // 64) for n in (prompts,)) + 6
+        moments = -(-min(recipe.trajectories, len(sets.pairs)) // 16) * 4 if recipe.steps else 0
+        return encoding + GATE_STEPS // 20 + 2 + moments + recipe.steps + 1
+
+    def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "",
+                preview: Image.Image | None = None) -> None:  # fmt: skip
+        self._done = min(self._done + weight, self._total)
+        self._visit(Progress(stage, self._done, self._total, loss, preview, message))
+
+    def _encode(self, prompts: Sequence[str]) -> list[Entry]:
+        entries: list[Entry] = []
+        for begin in range(0, len(prompts), 64):
+            entries += self.backbone.encode(prompts[begin : begin + 64])
+            self._report("encode", message=f"{len(entries)} of {len(prompts)} prompts")
+        return entries
+
+    def _run_region(self) -> None:
+        sets, recipe = self.sets, self.recipe
+        learn = [self._encode([pair[i] for pair in sets.pairs]) for i in (0, 1)]
+        held = [self._encode([pair[i] for pair in sets.held_out]) for i in (0, 1)]
+        harmless, calibration = self._encode(sets.harmless), self._encode(sets.calibration)
+        blocks = list(text_blocks(learn[0][0]))
+        gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
+        states = {name: stack(entries, gated) for name, entries in
+                  (("unsafe", learn[0]), ("held", held[0]), ("harmless", harmless), ("calibration", calibration))}
+        constant = {gated: found} if (found := constant_tokens(states["harmless"], states["unsafe"])) is not None else {}
+        gate = self._fit_gate(states, gated, constant)
+        part = self._instant_part(learn, held, harmless, blocks, gated, gate, constant)
+        self._keep(part)
+        self.losses += self._instant_losses(states, gate, constant.get(gated))
+        self._report("instant", message="instant region ready")
+        if recipe.steps:
+            self._discover(part, learn)
+
+    def _fit_gate(self, states: dict[str, Tensor], block: str, constant: dict[str, Tensor]) -> Gate:
+        existing = self.existing.parts[0].gates.get(block) if self.existing else None
+        known = constant.get(block)
+
+        def visit(step: int, loss: float) -> None:
+            if step % 20 == 19:
+                self._report("gate", loss, message="finding the walls")
+
+        gate = existing or fit_gate(states["unsafe"], states["harmless"], known, self._generator, visit)
+        gate, calibration = calibrate_gate(gate, states["calibration"], states["unsafe"], known, self.recipe.budget)
+        held = prompt_depths(states["held"], gate, known)
+        calibration["held_out_unsafe_touched"] = float((held > 0).float().mean()) if len(held) else None
+        self.numbers["calibration"] = calibration
+        self._depths = (prompt_depths(states["calibration"], gate, known), held)
+        self._report("calibrate", message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")
+        return gate
+
+    def _instant_part(
+        self, learn: list[list[Entry]], held: list[list[Entry]], harmless: list[Entry], blocks: list[str],
+        gated: str, gate: Gate, constant: dict[str, Tensor],
+    ) -> Part:  # fmt: skip
+        recipe, moves = self.recipe, {}
+        for block in blocks:
+            unsafe, safe = stack(learn[0], block), stack(learn[1], block)
+            unsafe, safe = _same_length(unsafe, safe)
+            held_out = _same_length(stack(held[0], block), stack(held[1], block)) if held[0] else (unsafe, safe)
+            known = constant.get(block)
+            if block == gated:
+                mean, scale = gate.mean, gate.scale
+            else:
+                every = stack(harmless, block)
+                mean, scale = statistics([unsafe, every], [(t != 0).any(-1) for t in (unsafe, every)])
+            rank = min(recipe.rank, unsafe.shape[-1])
+            if recipe.initial == "instant":
+                moves[block] = instant_move(unsafe, safe, *held_out, mean, scale, known, rank)
+            elif recipe.initial == "difference":
+                moves[block] = difference_move(unsafe, safe, mean, scale, known, rank)
+            else:
+                moves[block] = zero_move(mean, scale, rank, seed=recipe.seed)
+        if self.existing:
+            moves |= {block: move for block, move in self.existing.parts[0].moves.items() if block in moves}
+        return Part(slug(self.concept), moves, {gated: gate}, constant)
+
+    def _instant_losses(self, states: dict[str, Tensor], gate: Gate, constant: Tensor | None) -> list[float]:
+        """Two points for the curve of a region that never sees the diffusion model: unsafe prompts left, before, after."""
+        touched = float((prompt_depths(states["unsafe"], gate, constant) > 0).float().mean())
+        return [] if self.recipe.steps else [1.0, 1.0 - touched]
+
+    def _discover(self, part: Part, learn: list[list[Entry]]) -> None:
+        recipe = self.recipe
+        count = min(recipe.trajectories, len(learn[0]))
+        rows = torch.randperm(len(learn[0]), generator=self._generator)[:count].tolist()
+        pairs = [(learn[0][row], learn[1][row]) for row in rows]
+        empty = self.backbone.encode([""])[0]
+        moments = collect_moments(
+            self.backbone, pairs, empty, part, recipe.guidance, recipe.sampling_steps, recipe.target, self._generator,
+            lambda done, total: self._report("trajectories", weight=4, message=f"{done} of {total}"),
+        )
+        if recipe.initial == "lora":
+            prompts = [self.sets.pairs[row][0] for row in rows]
+            shift = lora_shift(self.backbone, prompts, [a for a, _ in pairs], moments, 4, self._generator)
+            move = replace(part.moves[CROSS_ATTENTION], offset=shift)
+            part = replace(part, moves=part.moves | {CROSS_ATTENTION: move})
+
+        def visit(step: int, loss: float, current: Part) -> None:
+            self.losses.append(loss)
+            self._keep(current)
+            last = step == recipe.steps - 1
+            preview = self._preview() if step % PREVIEW_EVERY == PREVIEW_EVERY - 1 and not last else None
+            self._report("discover", loss, preview=preview, message=f"step {step + 1} of {recipe.steps}")
+
+        self._keep(
+            discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate, recipe.batch_size,
+                     self._generator, visit)
+        )  # fmt: skip
+
+    def _run_paper(self) -> None:
+        recipe = self.recipe
+        prompts = self.backbone.encode([unsafe for unsafe, _ in self.sets.pairs])
+        concept, empty = self.backbone.encode([self.concept, ""])
+        self._report("encode")
+        start = self.existing.parts[0] if self.existing else paper_part(slug(self.concept), empty, self._generator)
+
+        def visit(step: int, loss: float, part: Part) -> None:
+            self.losses.append(loss)
+            self._keep(part)
+            self._report("discover", loss, message=f"trajectory {step + 1} of {recipe.steps}")
+
+        self._keep(
+            train_paper(self.backbone, prompts, concept, empty, start, recipe.steps, recipe.learning_rate,
+                        recipe.guidance, recipe.sampling_steps, self._generator, visit)
+        )  # fmt: skip
+
+    # --- results ---
+
+    def _keep(self, part: Part) -> None:
+        digest = hashlib.sha256(self.pairs.text().encode()).hexdigest()[:16]
+        metadata = {
+            "name": self.concept,
+            "concept": self.concept,
+            "created": date.today().isoformat(),
+            "encoder": self.backbone.signature(),
+            "recipe": self.recipe.describe() | {"pairs": len(self.pairs.pairs), "pairs_hash": digest},
+            "calibration": self.numbers.get("calibration", {}),
+        }
+        part = replace(part, moves={block: _detached(move) for block, move in part.moves.items()})
+        self.region = Region((part,), metadata)
+
+    def _draw(self, entries: Sequence[Entry], guidance: float) -> list[Image.Image]:
+        empty = self.backbone.encode([""])[0]
+        latents = sample(self.backbone, entries, empty, guidance, 12, seed=self.recipe.seed)
+        return [report.to_image(picture) for picture in self.backbone.decode(latents)]
+
+    def _preview_prompts(self) -> list[str]:
+        chosen = self.sets.held_out or self.sets.pairs
+        return [unsafe for unsafe, _ in chosen[:PREVIEW_PROMPTS]]
+
+    def _preview(self) -> Image.Image | None:
+        if not self.backbone.can_decode or self.region is None:
+            return None
+        entries = self.backbone.encode(self._preview_prompts())
+        return report.row(self._draw(apply_to_conditioning(entries, self.region), self.recipe.guidance))
+
+    def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
+        prompts = [*self._preview_prompts(), *self.sets.calibration[:2]]
+        entries = self.backbone.encode(prompts)
+        before = self._draw(entries, self.recipe.guidance)
+        after = self._draw(apply_to_conditioning(entries, region), self.recipe.guidance)
+        return list(zip(prompts, before, after))
+
+
+def _detached(move: Move) -> Move:
+    return replace(move, **{name: tensor.detach() for name, tensor in move.tensors().items()})
+
+
+def _same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    length = min(first.shape[1], second.shape[1])
+    return first[:, :length], second[:, :length]
