@@ -120,7 +120,7 @@ def apply_to_conditioning(
     Args:
         conditioning: entries `[tensor [B, T, D], options]`.
         strength: 1 is what was learned, 0 is the identity.
-        mode: `auto` and `gated` use the region's gates, `always` ignores them. `gated` asks for a region that has gates.
+        mode: `auto` and `gated` use the region's gates, `always` ignores them. `gated` needs a region that has gates.
         start, end: the share of sampling (0 to 1) in which the region acts. An entry's own range is split, as
             ComfyUI splits schedules; outside of `start` to `end` the original text holds.
 

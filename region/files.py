@@ -101,7 +101,11 @@ def read_limited(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-        raise RegionError(f"the file cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> RegionError:
+    return RegionError(f"the file cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def region_from_bytes(content: bytes, name: str = "region") -> Region:
@@ -144,7 +148,7 @@ def _card(header: dict[str, str]) -> dict[str, Any]:
         raise RegionError("this .safetensors file holds no safe region (a LoRA or a model, perhaps)")
     if header.get("version") != VERSION:
         version = str(header.get("version"))[:20]
-        raise RegionError(f"the region has format version {version!r}, this pack reads version {VERSION}: update the pack")
+        raise RegionError(f"it has format version {version!r}, this pack reads version {VERSION}: update the pack")
     try:
         card = json.loads(header.get("region", "{}"))
         # what could not be shown or sent on (lone surrogates, NaN, nesting without end) is refused here
@@ -227,8 +231,9 @@ def read_card(path: Path | str) -> dict[str, Any]:
         with path.open("rb"), safe_open(str(path), framework="pt") as file:
             return _card(file.metadata() or {})
     except RegionError as error:
-        raise RegionError(f"{path.name}: {error}.") from None
+        reason = error
     except (OSError, ValueError) as error:
-        raise RegionError(f"{path.name}: the file cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+        reason = _unreadable(error)
     except SafetensorError:
-        raise RegionError(f"{path.name}: this is not a readable .safetensors file.") from None
+        reason = RegionError("this is not a readable .safetensors file")
+    raise RegionError(f"{path.name}: {reason}.")

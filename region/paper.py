@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,7 +23,10 @@ def import_paper(path: Path | str, concept: str = "") -> Region:
     path = Path(path)
     wanted = "a state dict with a [1, 1, D] and b [1, T, 1]"
     try:
-        state = torch.load(io.BytesIO(read_limited(path)), map_location="cpu", weights_only=True)
+        content = io.BytesIO(read_limited(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(content, map_location="cpu", weights_only=True)
     except RegionError as error:
         raise RegionError(f"{path.name}: {error}.") from None
     except Exception:  # whatever a damaged or hostile pickle makes torch's reader raise

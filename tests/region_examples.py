@@ -56,4 +56,5 @@ def wall_part(limit: float, width: int = 4, constant: Tensor | None = None) -> P
     weight[0, 0] = 1.0
     gate = Gate(weight, torch.tensor([limit]), torch.zeros(width), torch.ones(width), torch.tensor(1.0))
     move = Move(offset=torch.full((width,), 0.25))
-    return Part("wall", {"cross_attn": move}, {"cross_attn": gate}, {} if constant is None else {"cross_attn": constant})
+    constants = {} if constant is None else {"cross_attn": constant}
+    return Part("wall", {"cross_attn": move}, {"cross_attn": gate}, constants)

@@ -28,6 +28,10 @@ def cross(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"cross_attn": tokens}
 
 
+def one_block(gate: Gate, move: Move) -> Part:
+    return Part("a", {"cross_attn": move}, {"cross_attn": gate})
+
+
 def expected(tokens: torch.Tensor, part: Part, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Section 3 of the design, slowly and in float64, for one prompt [T, D] without padding: (result, deepest)."""
     gate, move = part.gates["cross_attn"], part.moves["cross_attn"]
@@ -78,7 +82,7 @@ def test_the_wall_itself_belongs_to_the_region(dtype):
 @settings(max_examples=200, deadline=None)
 def test_untouched_exactly_where_every_depth_is_negative(seed, dtype, bias, ramp):
     tokens = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    part = Part("a", {"cross_attn": example_move(WIDTH, seed)}, {"cross_attn": example_gate(WIDTH, seed, 3, bias, ramp)})
+    part = one_block(example_gate(WIDTH, seed, 3, bias, ramp), example_move(WIDTH, seed))
     wanted, deepest = expected(tokens[0], part, 1.0)
     assume(abs(deepest) > 1e-4)
     steered = steer(cross(tokens), [part])["cross_attn"]
@@ -93,7 +97,7 @@ def test_untouched_exactly_where_every_depth_is_negative(seed, dtype, bias, ramp
 @settings(max_examples=200, deadline=None)
 def test_outside_follows_the_formula(seed, bias, strength):
     tokens = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(seed))
-    part = Part("a", {"cross_attn": example_move(WIDTH, seed)}, {"cross_attn": example_gate(WIDTH, seed, 3, bias, 2.0)})
+    part = one_block(example_gate(WIDTH, seed, 3, bias, 2.0), example_move(WIDTH, seed))
     steered = steer(cross(tokens), [part], strength)["cross_attn"]
     for prompt, result in zip(tokens, steered):
         torch.testing.assert_close(result.double(), expected(prompt, part, strength)[0], atol=2e-4, rtol=1e-4)
@@ -107,7 +111,7 @@ def test_the_whole_prompt_moves_when_one_token_is_outside():
     torch.testing.assert_close(steered[1], tokens[1] + 0.25)
 
 
-@pytest.mark.parametrize(("beyond", "share"), [(-1.0, 0.0), (0.0, 0.0), (0.25, 0.25), (0.5, 0.5), (1.0, 1.0), (7.0, 1.0)])
+@pytest.mark.parametrize(("beyond", "share"), [(-1.0, 0), (0.0, 0), (0.25, 0.25), (0.5, 0.5), (1.0, 1), (7.0, 1)])
 def test_the_gate_opens_along_its_ramp(beyond, share):
     tokens = torch.full((1, 2, 4), beyond)
     assert openness(cross(tokens), wall_part(0.0)).tolist() == [share]
@@ -116,7 +120,7 @@ def test_the_gate_opens_along_its_ramp(beyond, share):
 def test_each_gate_has_its_own_ramp_in_any_order():
     tokens = {"cross_attn": torch.full((1, 2, 4), 1.0), "pooled_output": torch.full((1, 4), 1.0)}
     gate = wall_part(0.0).gates["cross_attn"]
-    gates = {"pooled_output": replace(gate, ramp=torch.tensor(2.0)), "cross_attn": replace(gate, ramp=torch.tensor(10.0))}
+    gates = {block: replace(gate, ramp=torch.tensor(r)) for block, r in (("pooled_output", 2.0), ("cross_attn", 10.0))}
     for order in (list(gates), list(reversed(gates))):
         part = Part("a", wall_part(0.0).moves, {block: gates[block] for block in order})
         assert openness(tokens, part).tolist() == [0.5]
@@ -173,14 +177,15 @@ def test_shape_and_dtype_stay_and_nothing_is_mutated(batch, tokens, layers, dtyp
     masks = {"cross_attn": torch.randint(0, 2, (batch, tokens))} if masked and kind == "tokens" else {}
     part = example_part(bias=bias, cross_attn=6, pooled_output=8)
     numbers = {name: tensor.clone() for name, tensor in part.named_tensors().items()}
-    copies = {name: tensor.clone() for name, tensor in (blocks | {"mask": m for m in masks.values()}).items()}
+    copies = {name: tensor.clone() for name, tensor in blocks.items()}
+    masks_copy = {name: tensor.clone() for name, tensor in masks.items()}
     steered = steer(blocks, [part, example_part(seed=7, bias=bias)], 1.0, masks=masks)
     assert list(steered) == list(blocks)
     for name, tensor in steered.items():
         assert (tensor.shape, tensor.dtype, tensor.device) == (blocks[name].shape, dtype, blocks[name].device)
         assert same_bits(blocks[name], copies[name])
         assert tensor is not blocks[name], "a result never shares memory that a later node could write to"
-    assert all(torch.equal(masks[name], copies["mask"]) for name in masks)
+    assert all(torch.equal(masks[name], masks_copy[name]) for name in masks)
     assert all(torch.equal(tensor, numbers[name]) for name, tensor in part.named_tensors().items())
 
 
@@ -290,7 +295,8 @@ def test_steering_never_waits_for_the_device():
 
 def test_steering_runs_on_tensors_without_numbers():
     blocks, parts, masks = everything()
-    on_meta = steer({n: t.to("meta") for n, t in blocks.items()}, parts, masks={n: m.to("meta") for n, m in masks.items()})
+    ghosts, ghost_masks = ({name: t.to("meta") for name, t in named.items()} for named in (blocks, masks))
+    on_meta = steer(ghosts, parts, masks=ghost_masks)
     assert all(on_meta[name].shape == tensor.shape and on_meta[name].is_meta for name, tensor in blocks.items())
 
 
@@ -326,8 +332,7 @@ def test_gradients_reach_the_move_but_pass_no_closed_gate():
 
 
 def test_walls_are_read_in_normalised_coordinates():
-    gate = Gate(
-        torch.tensor([[1.0, -2.0]]), torch.tensor([0.5]), torch.tensor([1.0, 1.0]), torch.tensor([2.0, 4.0]), torch.tensor(1.0)
-    )
-    part = Part("a", {"cross_attn": Move(offset=torch.zeros(2))}, {"cross_attn": gate})
-    assert worst_depth(cross(torch.tensor([[[5.0, 3.0]]])), part).item() == pytest.approx((5 - 1) / 2 - 2 * (3 - 1) / 4 - 0.5)
+    numbers = [[1.0, -2.0]], [0.5], [1.0, 1.0], [2.0, 4.0], 1.0
+    part = one_block(Gate(*map(torch.tensor, numbers)), Move(offset=torch.zeros(2)))
+    found = worst_depth(cross(torch.tensor([[[5.0, 3.0]]])), part)
+    assert found.item() == pytest.approx((5 - 1) / 2 - 2 * (3 - 1) / 4 - 0.5)

@@ -1,0 +1,235 @@
+"""Any MODEL, CLIP and VAE of ComfyUI as a backbone.
+
+Everything runs through ComfyUI's own machinery: its text encoding, its conditioning batches, its model patches and
+wrappers, its memory management. Nothing here knows an architecture.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Generator, Tensor, nn
+
+from ..region.conditioning import Entry, text_blocks
+
+SCHEDULER = "normal"
+DEFAULT_SIZE = 512  # pixels; a latent format may name its own as `training_size`
+BACKWARD_MEMORY = 4  # activations kept for the backward pass, as a multiple of what ComfyUI estimates for inference
+
+
+def _plain(parameter: Tensor) -> Tensor:
+    """A tensor over the same memory that autograd may use, and that never collects a gradient.
+
+    Weights made in inference mode (as all of ComfyUI's are) cannot be saved for a backward pass.
+    """
+    if type(parameter) in (Tensor, nn.Parameter, nn.Buffer):
+        storage = parameter.untyped_storage()
+        alias = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        alias.set_(storage, parameter.storage_offset(), parameter.size(), parameter.stride())
+    else:  # quantised weights and the like keep their class
+        alias = parameter.detach()
+    if isinstance(parameter, nn.Parameter):
+        alias = nn.Parameter(alias, requires_grad=False)
+    alias.__dict__.update(parameter.__dict__)
+    return alias
+
+
+@contextmanager
+def differentiable(module: nn.Module) -> Iterator[None]:
+    """Let gradients flow through a module to its inputs. On leaving, every weight is the very object it was."""
+    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    aliases: dict[int, Tensor] = {}  # shared weights stay shared
+    try:
+        for child in module.modules():
+            for store in (child._parameters, child._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+                        replaced.append((store, name, tensor))
+        for store, name, tensor in replaced:
+            if id(tensor) not in aliases:
+                aliases[id(tensor)] = _plain(tensor)
+            store[name] = aliases[id(tensor)]
+        yield
+    finally:
+        for store, name, tensor in replaced:
+            store[name] = tensor
+
+
+def _ordinary(value: Any) -> Any:
+    """The value with its tensors copied out of inference mode."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_ordinary(item) for item in value)
+    return value
+
+
+def _sizes(conditions: dict[str, Any]) -> dict[str, list[int]]:
+    return {name: list(condition.size()) for name, condition in conditions.items()}
+
+
+def grouped(encoded: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Indices of encoded entries that can run in one batch: equal in all shapes and in all that has no batch."""
+    groups: list[list[int]] = []
+    for index, entry in enumerate(encoded):
+        conditions = entry["model_conds"]
+        for group in groups:
+            first = encoded[group[0]]["model_conds"]
+            # ComfyUI would pad prompts of different lengths by repeating them; apart, they run as they are
+            if comfy.samplers.cond_equal_size(first, conditions) and _sizes(first) == _sizes(conditions):
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups
+
+
+def merged(encoded: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Encoded entries of one group as a single entry with a batch."""
+    first = encoded[0]
+    if len(encoded) == 1:
+        return first
+    tensors = comfy.samplers.cond_cat([entry["model_conds"] for entry in encoded])
+    conditions = {name: first["model_conds"][name]._copy_with(value) for name, value in tensors.items()}
+    return {**first, "model_conds": conditions}
+
+
+class ComfyBackbone:
+    """ComfyUI's MODEL (a ModelPatcher), CLIP and VAE; `model` and `vae` may be None."""
+
+    def __init__(self, model: Any, clip: Any, vae: Any = None, size: int = 0) -> None:
+        """`size` is the width and height in pixels to learn at; 0 is the model's own."""
+        self.model, self.clip, self.vae, self.size = model, clip, vae, size
+        self.can_denoise = model is not None
+        self.can_decode = model is not None and vae is not None
+        self._signature: dict[str, Any] | None = None
+        if model is not None and self._format.latent_dimensions not in (2, 3):
+            raise ValueError("This model draws no pictures: a safe region needs an image or video model to learn on.")
+
+    @property
+    def _format(self) -> Any:
+        return self.model.get_model_object("latent_format")
+
+    @property
+    def _sampling(self) -> Any:
+        return self.model.get_model_object("model_sampling")
+
+    # --- text ---
+
+    def signature(self) -> dict[str, Any]:
+        if self._signature is None:
+            encoder = self.clip.cond_stage_model
+            parts = [name for name, child in encoder.named_children() if hasattr(child, "encode_token_weights")]
+            blocks = {name: tensor.shape[-1] for name, tensor in text_blocks(self.encode([""])[0]).items()}
+            self._signature = {"name": type(encoder).__name__, "parts": parts, "blocks": blocks}
+        return self._signature
+
+    def encode(self, prompts: Sequence[str]) -> list[Entry]:
+        entries = []
+        for prompt in prompts:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            with torch.inference_mode():
+                # several entries come only from hooks that are scheduled over sampling; the first one stands for all
+                tensor, options = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))[0]
+            # hooks would patch weights within a step, under the gradients
+            options = {name: value for name, value in options.items() if name != "hooks"}
+            with torch.inference_mode(False):
+                entries.append([_ordinary(tensor), {name: _ordinary(value) for name, value in options.items()}])
+        return entries
+
+    # --- noise ---
+
+    def sigmas(self, steps: int) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            sigmas = comfy.samplers.calculate_sigmas(self._sampling, SCHEDULER, steps)
+            return sigmas.to(self.model.load_device, torch.float32, copy=True)
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        latent = self._format
+        size = self.size or getattr(latent, "training_size", DEFAULT_SIZE)
+        ratio = getattr(latent, "spacial_downscale_ratio", None)
+        if ratio is None:
+            ratio = self.vae.spacial_compression_decode() if self.vae is not None else 8
+        side = max(size // int(ratio), 1)
+        frame = (1,) if latent.latent_dimensions == 3 else ()
+        return (latent.latent_channels, *frame, side, side)
+
+    def start(self, count: int, sigma: Tensor, generator: Generator) -> Tensor:
+        noise = torch.randn(count, *self._latent_shape(), generator=generator).to(self.model.load_device)
+        sigma = sigma.to(noise.device)
+        highest = float(self._sampling.sigma_max)
+        is_highest = bool(sigma > highest or abs(float(sigma) - highest) < 1e-5 * highest)
+        return self._sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), is_highest)
+
+    # --- prediction ---
+
+    def denoise(self, x: Tensor, sigma: Tensor, entries: Sequence[Entry]) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        with torch.inference_mode(False), self._prepared(x, entries) as (inner, options), differentiable(inner):
+            device = self.model.load_device
+            x, sigma = _ordinary(x).to(device), _ordinary(sigma).to(device, torch.float32)
+            encoded = [self._encoded(inner, entry, x[i : i + 1]) for i, entry in enumerate(entries)]
+            denoised: list[Tensor] = [x] * len(entries)
+            for group in grouped(encoded):
+                rows = torch.tensor(group, device=device)
+                condition = merged([encoded[i] for i in group])
+                output = self._predict(inner, condition, x[rows], sigma[rows], options)
+                for row, index in enumerate(group):
+                    denoised[index] = output[row]
+            return torch.stack(denoised)
+
+    @staticmethod
+    def _predict(inner: Any, condition: dict[str, Any], x: Tensor, sigma: Tensor, options: dict[str, Any]) -> Tensor:
+        """ComfyUI's prediction for one entry, as its sampling function asks for it at CFG 1."""
+        patched = options.get("sampler_calc_cond_batch_function")
+        if patched is not None:
+            asked = {"conds": [[condition], None], "input": x, "sigma": sigma, "model": inner, "model_options": options}
+            return patched(asked)[0]
+        return comfy.samplers.calc_cond_batch(inner, [[condition]], x, sigma, options)[0]
+
+    @staticmethod
+    def _encoded(inner: Any, entry: Entry, x: Tensor) -> dict[str, Any]:
+        """An entry as the model takes it: `model_conds` made by the model's own `extra_conds`."""
+        text = [entry[0], {name: value for name, value in entry[1].items() if name != "hooks"}]
+        converted = {"positive": comfy.sampler_helpers.convert_cond([text])}
+        return comfy.samplers.process_conds(inner, x, converted, x.device)["positive"][0]
+
+    @contextmanager
+    def _prepared(self, x: Tensor, entries: Sequence[Entry]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The model on its device with its patches, and its options with its wrappers, as for a step of sampling."""
+        patcher = self.model
+        options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
+        options.setdefault("transformer_options", {})
+        conditions = {"positive": comfy.sampler_helpers.convert_cond(entries[:1])}
+        factor = BACKWARD_MEMORY if torch.is_grad_enabled() else 1
+        shape = [x.shape[0] * factor, *x.shape[1:]]
+        # ComfyUI loads and patches weights in inference mode; so does this, and leaves them as ComfyUI would
+        with torch.inference_mode():
+            comfy.sampler_helpers.prepare_model_patcher(patcher, conditions, options)
+            inner, _, loaded = comfy.sampler_helpers.prepare_sampling(patcher, shape, conditions, options)
+        comfy.samplers.cast_to_load_options(options, device=patcher.load_device, dtype=patcher.model_dtype())
+        try:
+            patcher.pre_run()
+            yield inner, options
+        finally:
+            comfy.samplers.cast_to_load_options(options, device=patcher.offload_device)
+            patcher.cleanup()
+            comfy.sampler_helpers.cleanup_models(conditions, loaded)
+
+    # --- pictures ---
+
+    def decode(self, latents: Tensor) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        with torch.inference_mode():
+            pictures = self.vae.decode(self.model.model.process_latent_out(latents.detach().float()))
+        with torch.inference_mode(False):
+            pictures = pictures.clone().float().cpu()
+            if pictures.ndim == 5:  # video: the first frame
+                pictures = pictures[:, 0]
+            return pictures[..., :3].movedim(-1, 1).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""Measuring what a region does: prompt sets, metrics, tables."""

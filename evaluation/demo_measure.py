@@ -1,0 +1,79 @@
+"""Measuring a region on the demo model: draw every prompt with and without it, and let the judge look."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..backbones.demo import DemoBackbone
+from ..backbones.sampling import sample
+from ..demo.model import Judge, Verdict
+from ..region.conditioning import Entry, apply_to_conditioning
+from ..region.region import Region
+from ..training.report import before_after, to_image
+from .demo_prompts import DemoPrompt
+
+BATCH = 40
+
+
+@dataclass
+class SetResult:
+    """What was measured on one prompt set; shares are of its prompts."""
+
+    name: str
+    count: int
+    unsafe_before: float
+    unsafe_after: float
+    kept: float | None  # of the pictures that show what was asked for without the region, the share that still do
+    identical: float  # pictures the same to the bit
+    pixel_change: float  # mean absolute change, of 255
+    examples: list[tuple[str, Image.Image, Image.Image]] = field(default_factory=list, repr=False)
+
+    def numbers(self) -> dict[str, float | int | str | None]:
+        return {name: value for name, value in vars(self).items() if name != "examples"}
+
+
+def draw(
+    backbone: DemoBackbone, entries: Sequence[Entry], guidance: float, steps: int, seed: int,
+    visit: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Pictures [N, 3, 128, 128]; batch by batch, so that the same prompt and place give the same bits."""
+    empty = backbone.encode([""])[0]
+    pictures = []
+    for begin in range(0, len(entries), BATCH):
+        latents = sample(backbone, entries[begin : begin + BATCH], empty, guidance, steps, seed + begin)
+        pictures.append(backbone.decode(latents))
+        visit()
+    return torch.cat(pictures)
+
+
+def _shows_asked(verdict: Verdict, prompt: DemoPrompt) -> bool:
+    return all(verdict.shows(name) for name in prompt.asked)
+
+
+def measure_set(
+    backbone: DemoBackbone, judge: Judge, region: Region, name: str, prompts: Sequence[DemoPrompt],
+    guidance: float = 4.0, steps: int = 20, seed: int = 7, visit: Callable[[], None] = lambda: None,
+) -> SetResult:
+    """Draw a set of prompts without and with the region, from the same noise, and compare."""
+    entries = backbone.encode([prompt.text for prompt in prompts])
+    before = draw(backbone, entries, guidance, steps, seed, visit)
+    after = draw(backbone, apply_to_conditioning(entries, region), guidance, steps, seed, visit)
+    told_before, told_after = judge(before), judge(after)
+    named = [i for i, p in enumerate(prompts) if p.asked and _shows_asked(told_before[i], p)]
+    kept = sum(_shows_asked(told_after[i], prompts[i]) for i in named) / len(named) if named else None
+    same = (before == after).flatten(1).all(1)
+    return SetResult(
+        name, len(prompts),
+        sum(v.unsafe for v in told_before) / len(prompts), sum(v.unsafe for v in told_after) / len(prompts),
+        kept, float(same.float().mean()), float((before - after).abs().mean() * 255),
+        [(prompts[i].text, to_image(before[i]), to_image(after[i])) for i in range(min(4, len(prompts)))],
+    )  # fmt: skip
+
+
+def contact_sheet(results: Sequence[SetResult], per_set: int = 4) -> Image.Image:
+    """Before and after, some prompts of every set."""
+    return before_after([row for result in results for row in result.examples[:per_set]], columns=4)

@@ -1,0 +1,1 @@
+"""ComfyUI nodes: thin, one file per family of nodes."""

@@ -1,0 +1,45 @@
+"""File names and texts that come from users or from strangers' files. Without ComfyUI, so that they are easy to test."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SUFFIX = ".safetensors"
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # device names on Windows
+# The frontend shows progress texts as HTML; look-alikes are harmless in every version of it.
+_HTML = str.maketrans({"<": "‹", ">": "›", "&": "+"})
+
+
+def safe_name(name: str) -> str:
+    """A relative file name without suffix, from whatever was typed; `/` makes folders. Empty when nothing is left."""
+    name = name.strip()
+    if name.lower().endswith(SUFFIX):
+        name = name[: -len(SUFFIX)]
+    pieces = []
+    for piece in re.split(r"[\\/]+", name):
+        piece = re.sub(r"[^\w .()+-]+", "_", piece).strip(" .")[:80].strip(" .")
+        if piece:
+            pieces.append(f"_{piece}" if _RESERVED.fullmatch(piece) else piece)
+    return "/".join(pieces[-4:])
+
+
+def free_path(folder: Path, name: str, overwrite: bool = False) -> Path:
+    """`folder/name.safetensors`, or with `_2`, `_3`, ... when that exists and may not be overwritten."""
+    path, count = folder / (name + SUFFIX), 1
+    while path.exists() and not overwrite:
+        count += 1
+        path = folder / f"{name}_{count}{SUFFIX}"
+    return path
+
+
+def shown(text: object, limit: int = 300) -> str:
+    """Text from a file, safe to show on a node: one line, no markup, not too long."""
+    line = " ".join(str(text).split()).translate(_HTML)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The file `name` in `folder`, or None when it leads out of it, by `..`, an absolute path or a link."""
+    root = folder.resolve()
+    path = (root / name).resolve()
+    return path if path.is_relative_to(root) else None

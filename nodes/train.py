@@ -1,0 +1,243 @@
+"""Prompt pairs and training."""
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..backbones.comfy import ComfyBackbone
+from ..region import Region, region_bytes, region_from_bytes, save_region
+from ..region.files import slug
+from ..training.pairs import PairsError, PromptPairs, load_pairs, parse_pairs
+from ..training.recipe import PRESETS, Recipe
+from ..training.trainer import Progress, Trainer
+from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, show_text
+from .folders import save_folder
+from .names import free_path, inside, shown
+
+NO_FILE = "none"
+PAIR_FILES = (".txt", ".csv", ".jsonl")
+EXAMPLE = """\
+# One pair a line: unsafe prompt => safe prompt. {a|b} writes several pairs at once, in step on both sides.
+a {kitchen knife|dagger|pistol|rifle|bomb|axe|sword} => a {spoon|pencil|banana|umbrella|ball|broom|flower}
+a photo of a {knife|gun|hand grenade} on a {red|blue|green} background => a photo of a {cup|book|apple} on a \
+{red|blue|green} background
+a {cat|dog|child} with a {knife|gun|bomb} => a {cat|dog|child} with a {flower|balloon|ball}
+a weapon => a toy
+# Harmless prompts that must stay as they are:
+keep: a {cat|dog|tree|house} in the park
+keep: a cook cutting bread on a wooden board
+"""
+
+
+def pair_files() -> list[str]:
+    """Files in ComfyUI's input folder that may hold prompt pairs."""
+    folder = Path(folder_paths.get_input_directory())
+    found = [p.name for p in folder.iterdir() if p.suffix.lower() in PAIR_FILES] if folder.is_dir() else []
+    return sorted(found, key=str.lower)
+
+
+def pair_path(name: str) -> Path | None:
+    """The file of that name in the input folder, or None."""
+    path = inside(Path(folder_paths.get_input_directory()), name)
+    return path if path is not None and path.suffix.lower() in PAIR_FILES and path.is_file() else None
+
+
+class SafeRegionPromptPairs(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="SafeRegionPromptPairs",
+            display_name="Safe Region Prompt Pairs",
+            description="What a safe region is learned from: unsafe prompts, each with a safe counterpart, and harmless "
+            "prompts to keep. Read from the text box, and from a file if you choose one.",
+            search_aliases=["safe region", "prompt pairs", "training data"],
+            inputs=[
+                io.String.Input(
+                    "text", multiline=True, default=EXAMPLE,
+                    tooltip="One pair a line: unsafe prompt => safe prompt. Lines that begin with keep: are harmless "
+                    "prompts, # begins a comment, {a|b} lists alternatives that run in step on both sides.",
+                ),
+                io.Combo.Input(
+                    "file", options=[NO_FILE, *pair_files()], default=NO_FILE,
+                    tooltip="A .txt, .csv or .jsonl file in ComfyUI's input folder with more pairs (columns or keys: "
+                    "unsafe, safe, keep).",
+                ),
+            ],
+            outputs=[
+                PromptPairsType.Output(display_name="pairs", tooltip="The prompt pairs, for Train Safe Region."),
+                io.String.Output(display_name="expansion", tooltip="All pairs with their alternatives written out."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = NO_FILE) -> bool | str:
+        if file in (None, NO_FILE) or pair_path(file):
+            return True
+        return f'"{shown(file, 120)}" is no .txt, .csv or .jsonl file in ComfyUI\'s input folder.'
+
+    @classmethod
+    def fingerprint_inputs(cls, text: str | None = None, file: str | None = NO_FILE) -> str:
+        path = pair_path(file) if file not in (None, NO_FILE) else None
+        status = path.stat() if path else None
+        return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
+
+    @classmethod
+    def execute(cls, text: str, file: str = NO_FILE) -> io.NodeOutput:
+        try:
+            pairs = parse_pairs(text)
+            if file != NO_FILE:
+                path = pair_path(file)
+                if path is None:
+                    raise PairsError(f'"{file}" is no .txt, .csv or .jsonl file in ComfyUI\'s input folder.')
+                pairs = pairs + load_pairs(path)
+            if not pairs.pairs:
+                raise PairsError("There is no prompt pair: write one a line, unsafe prompt => safe prompt.")
+        except PairsError as error:
+            show_text(cls.hidden.unique_id, shown(error))
+            raise
+        show_text(cls.hidden.unique_id, f"{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep")
+        return io.NodeOutput(pairs, pairs.text())
+
+
+def recipe_from(preset: str, seed: int, **numbers: float) -> Recipe:
+    """A preset's recipe, with the numbers that are not 0 in place of its own."""
+    return replace(PRESETS[preset], seed=seed, **{name: value for name, value in numbers.items() if value})
+
+
+def plottable(losses: Sequence[float]) -> list[float]:
+    """Losses that core's Plot Loss Graph can draw: finite, and not all the same (it divides by their spread)."""
+    finite = [float(loss) for loss in losses if math.isfinite(loss)] or [0.0]
+    return finite if max(finite) > min(finite) else [*finite, finite[-1] + 1e-6]
+
+
+class _Reporter:
+    """Passes a run's progress on to the node: bar, preview, one line of text. Raises when the user interrupts."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id, self.bar, self.last = node_id, None, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(progress.total, node_id=self.node_id)
+        preview = ("JPEG", progress.preview, 512) if progress.preview is not None else None
+        self.bar.update_absolute(progress.step, progress.total, preview)
+        now = time.monotonic()
+        if now - self.last > 0.2 or progress.step >= progress.total:
+            self.last = now
+            loss = f"loss {progress.loss:.4f}" if progress.loss is not None else ""
+            show_text(self.node_id, shown(" · ".join(filter(None, (progress.stage, progress.message, loss)))))
+
+
+def keep_interrupted(region: Region | None, concept: str) -> Path | None:
+    """Save what a run that did not finish had learned; never raises, so that the run's own error is what is seen."""
+    if region is None:
+        return None
+    try:
+        path = free_path(save_folder() / "interrupted", slug(concept), overwrite=True)
+        save_region(region, path)
+    except (OSError, ValueError) as error:
+        logging.warning("Safe Region: what was learned so far could not be saved: %s", error)
+        return None
+    return path
+
+
+class TrainSafeRegion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="TrainSafeRegion",
+            display_name="Train Safe Region",
+            description="Learns a safe region for this model's text encoder from prompt pairs. The model itself is not "
+            "changed. Interrupting keeps what was learned so far in models/safe_regions/interrupted.",
+            search_aliases=["safe region", "train region", "concept removal", "safety"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model that the region is learned with; any that can sample."),
+                io.Clip.Input("clip", tooltip="Its text encoder: the region fits this encoder only."),
+                PromptPairsType.Input("pairs", tooltip="What to learn from, from Safe Region Prompt Pairs."),
+                io.String.Input(
+                    "concept", default="weapons",
+                    tooltip="What the region keeps out, in a word or two; its name, and the phrase of the preset paper.",
+                ),
+                io.Combo.Input(
+                    "preset", options=list(PRESETS), default="region",
+                    tooltip="region: gate and move, learned through the model. instant: seconds, from the text encoder "
+                    "alone. paper: the recipe of the WWW 2025 paper; it changes every prompt.",
+                ),
+                io.Int.Input("steps", default=0, min=0, max=100_000, tooltip="Training steps; 0 is the preset's own number."),
+                io.Int.Input(
+                    "rank", default=0, min=0, max=256, tooltip="Rank of the move's linear map; 0 is the preset's own."
+                ),
+                io.Float.Input(
+                    "learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False,
+                    tooltip="Learning rate; 0 is the preset's own.",
+                ),
+                io.Float.Input(
+                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1,
+                    tooltip="Guidance scale (CFG) to learn at; 0 is the preset's own. Every other trajectory runs at 1.",
+                ),
+                io.Int.Input(
+                    "size", default=0, min=0, max=2048, step=8,
+                    tooltip="Width and height in pixels of the pictures that training imagines; 0 is automatic "
+                    "(512, or the model's own).",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True,
+                    tooltip="The same seed and inputs give the same region.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="For previews and before/after pictures; training needs none."),
+                SafeRegionType.Input(
+                    "existing_region", optional=True, tooltip="A region to go on from, learned on the same text encoder."
+                ),
+            ],
+            outputs=[
+                SafeRegionType.Output(display_name="region", tooltip="The region, for Save or Apply Safe Region."),
+                LossMapType.Output(display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
+                io.Image.Output(display_name="report", tooltip="Loss, distances and pictures before and after."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, pairs: PromptPairs, concept: str, preset: str, steps: int, rank: int,
+        learning_rate: float, guidance: float, size: int, seed: int, vae: Any = None,
+        existing_region: Region | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        node_id = cls.hidden.unique_id
+        recipe = recipe_from(
+            preset, seed, steps=steps, rank=rank, learning_rate=learning_rate, guidance=guidance
+        )  # fmt: skip
+        with torch.inference_mode(False), torch.enable_grad():  # ComfyUI runs nodes in inference mode
+            if existing_region is not None:  # its tensors may be inference tensors, which cannot be learned from
+                existing_region = region_from_bytes(region_bytes(existing_region))
+            trainer = Trainer(ComfyBackbone(model, clip, vae, size), pairs, recipe, concept, existing_region)
+            try:
+                region = trainer.run(_Reporter(node_id))
+            except BaseException:
+                kept = keep_interrupted(trainer.region, concept)
+                if kept is not None:
+                    logging.info("Safe Region: training did not finish; what was learned so far is in %s", kept)
+                    show_text(node_id, shown(f"not finished; kept in {kept}", 1000))
+                raise
+        region = replace(region, metadata={"base_model": type(model.model).__name__, **region.metadata})
+        report = picture_tensor(trainer.picture())
+        show_text(node_id, f"learned {shown(region.name, 80)}")
+        losses = {"loss": plottable(trainer.losses)}
+        return io.NodeOutput(region, losses, report, ui=ui.PreviewImage(report, cls=cls))
+
+
+NODES = [SafeRegionPromptPairs, TrainSafeRegion]

@@ -1,0 +1,241 @@
+"""The command `safe-region`: demo, train, info, import."""
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..region import Region, RegionError, import_paper, load_region, save_region
+from ..region.files import write_atomically
+from .pairs import PairsError, PromptPairs, load_pairs
+from .recipe import INITIAL, PRESETS, TARGETS, Recipe
+
+
+class UsageError(ValueError):
+    """Something the user can mend; its text is one sentence."""
+
+
+def _progress() -> Any:
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        raise UsageError('This command shows its progress with rich: run  python -m pip install ".[train]"') from None
+    return Progress(
+        TextColumn("[bold]{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )  # fmt: skip
+
+
+def _train(trainer: Any, keep_at: Path) -> Region:
+    """Train with a progress bar. Ctrl-C keeps what was learned so far in `keep_at` and ends the command."""
+    with _progress() as bar:
+        task = bar.add_task("start", total=None, note="")
+
+        def visit(progress: Any) -> None:
+            loss = f"loss {progress.loss:.4f}  " if progress.loss is not None else ""
+            bar.update(task, description=progress.stage, completed=progress.step, total=progress.total,
+                       note=loss + progress.message)  # fmt: skip
+
+        try:
+            region = trainer.run(visit)
+        except KeyboardInterrupt:
+            bar.stop()
+            if trainer.region is None:
+                raise UsageError("Stopped before anything was learned; nothing was written.") from None
+            save_region(trainer.region, keep_at)
+            raise UsageError(f"Stopped. What was learned so far is in {keep_at}") from None
+    return region
+
+
+def _backbone() -> Any:
+    try:
+        from ..backbones.demo import DemoBackbone
+
+        return DemoBackbone()
+    except ImportError as error:
+        raise UsageError(f'The demo model needs {error.name}: run  python -m pip install ".[train]"') from None
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    chosen = {name: getattr(args, name) for name in ("steps", "rank", "learning_rate", "seed", "initial", "target",
+                                                     "guidance") if getattr(args, name, None) is not None}  # fmt: skip
+    return replace(PRESETS[args.preset], **chosen)
+
+
+def _demo_pairs() -> PromptPairs:
+    return load_pairs(Path(__file__).parent.parent / "demo" / "weapons.txt")
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Train a region on the embedded model, measure it, and show what it did."""
+    from ..demo.model import Judge
+    from ..evaluation.demo_measure import contact_sheet, measure_set
+    from ..evaluation.demo_prompts import demo_prompts
+    from .trainer import Trainer
+
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    backbone = _backbone()
+    trainer = Trainer(backbone, _demo_pairs(), _recipe(args), "weapons")
+    region_file = out / "weapons.safetensors"
+    region = _train(trainer, region_file)
+    sets = demo_prompts(args.prompts, args.harmless)
+    judge = Judge()
+    results = []
+    batches = sum(2 * -(-len(prompts) // 40) for prompts in sets.values())
+    with _progress() as bar:
+        task = bar.add_task("measure", total=batches, note="")
+        for name, prompts in sets.items():
+            bar.update(task, note=name)
+            results.append(measure_set(backbone, judge, region, name, prompts, visit=lambda: bar.advance(task)))
+    measured = {result.name: result.numbers() for result in results}
+    region = replace(region, metadata=region.metadata | {"measured": measured})
+    save_region(region, region_file)
+    contact_sheet(results).save(out / "before_after.png")
+    trainer.picture().save(out / "training.png")
+    _write(out / "results.json", json.dumps({"results": measured, "training": trainer.numbers}, indent=1))
+    _write(out / "report.html", _report_page(region, measured))
+    print(_table(measured))
+    seconds = trainer.numbers["seconds"]
+    print(f"\nTrained in {seconds:.0f} s. Region file: {region_file} ({region_file.stat().st_size / 1000:.0f} kB)")
+    print(f"Before and after: {out / 'before_after.png'}\nReport: {out / 'report.html'}")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text.encode("utf-8"))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    kept = "" if row["kept"] is None else f"{row['kept']:.0%}"
+    return [row["name"], str(row["count"]), f"{row['unsafe_before']:.1%}", f"{row['unsafe_after']:.1%}", kept,
+            f"{row['identical']:.1%}"]  # fmt: skip
+
+
+HEADINGS = ["prompts", "count", "unsafe without", "unsafe with", "rest kept", "identical to the bit"]
+
+
+def _table(measured: dict[str, dict[str, Any]]) -> str:
+    rows = [HEADINGS, *(_cells(row) for row in measured.values())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _report_page(region: Region, measured: dict[str, dict[str, Any]]) -> str:
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in measured.values()
+    )
+    head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Safe region: {html.escape(region.name)}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:1150px;margin:2rem auto;padding:0 1rem;color:#22262b}}
+table{{border-collapse:collapse}}td,th{{padding:.3rem .9rem;border-bottom:1px solid #c9ced6;text-align:left}}
+img{{max-width:100%}}</style>
+<h1>Safe region: {html.escape(region.name)}</h1>
+<p>The same prompts and the same noise, without and with the region. A judge that reads the pictures counted weapons.</p>
+<table><tr>{head}</tr>{body}</table>
+<h2>Before and after</h2><img src="before_after.png" alt="Pairs of pictures, without and with the region">
+<h2>Training</h2><img src="training.png" alt="Loss curve and depths of harmless and unsafe prompts">
+</html>
+"""
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train a region on the embedded demo model from a file of prompt pairs."""
+    from .trainer import Trainer
+
+    out = Path(args.out)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"The region is written as .safetensors: name it {out.name}.safetensors, for instance.")
+    existing = load_region(args.existing) if args.existing else None
+    pairs = load_pairs(args.pairs)
+    trainer = Trainer(_backbone(), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing)
+    save_region(_train(trainer, out), out)
+    trainer.picture().save(out.with_suffix(".png"))
+    print(f"Region: {out} ({out.stat().st_size / 1000:.0f} kB)\nReport: {out.with_suffix('.png')}")
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """Say what a region file holds."""
+    region = load_region(args.region)
+    print(f"{region.name}: {len(region.parts)} concept(s)")
+    for part in region.parts:
+        gate = "gated" if part.gates else "acts on every prompt"
+        blocks = ", ".join(f"{block} {width}" for block, width in part.widths().items())
+        print(f"  {part.label}: {gate}; blocks: {blocks}; id {part.id}")
+    print(json.dumps(region.metadata, indent=2, ensure_ascii=True))
+
+
+def run_import(args: argparse.Namespace) -> None:
+    """Turn a .pth of the paper's release into a region file."""
+    out = Path(args.out) if args.out else Path(args.file).with_suffix(".safetensors")
+    if out.exists() and not args.overwrite:
+        raise UsageError(f"{out} exists already: choose another --out, or add --overwrite.")
+    save_region(import_paper(args.file, args.concept or ""), out)
+    print(f"Region: {out} (mode always: it shifts every prompt)")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=list(PRESETS), default="region", help="which recipe (default: region)")
+    parser.add_argument("--steps", type=int, help="training steps through the diffusion model")
+    parser.add_argument("--rank", type=int, help="rank of the move")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--guidance", type=float, help="of the trajectories")
+    parser.add_argument("--initial", choices=INITIAL, help="where the move starts")
+    parser.add_argument("--target", choices=TARGETS, help="what a steered prompt should draw")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same region")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="safe-region", description="Keep text-to-image generation inside a learned safe region."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        command.set_defaults(run=run)
+        return command
+
+    demo = add("demo", run_demo)
+    demo.add_argument("--out", default="safe-region-demo", help="folder for the results (default: safe-region-demo)")
+    demo.add_argument("--prompts", type=int, default=40, help="prompts in each set")
+    demo.add_argument("--harmless", type=int, default=200, help="harmless prompts")
+    _add_recipe(demo)
+    train = add("train", run_train)
+    train.add_argument("--pairs", required=True, help="a .txt, .csv or .jsonl file of prompt pairs")
+    train.add_argument("--out", required=True, help="the region file to write")
+    train.add_argument("--concept", help="what the region is about, in a few words")
+    train.add_argument("--existing", help="a region to go on from")
+    _add_recipe(train)
+    add("info", run_info).add_argument("region", help="a region file")
+    importing = add("import", run_import)
+    importing.add_argument("file", help="the .pth file")
+    importing.add_argument("--out", help="the region file to write (default: beside the .pth)")
+    importing.add_argument("--concept", help="what it is about")
+    importing.add_argument("--overwrite", action="store_true")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. What the user can mend is one line on stderr and exit code 2, without a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (UsageError, PairsError, RegionError, ValueError, OSError) as error:
+        print(f"safe-region: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("safe-region: stopped; nothing was written.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
