@@ -28,7 +28,7 @@ def _plain(parameter: Tensor) -> Tensor:
 
     Weights made in inference mode (as all of ComfyUI's are) cannot be saved for a backward pass.
     """
-    if type(parameter) in (Tensor, nn.Parameter, nn.Buffer):
+    if type(parameter) in (Tensor, nn.Parameter):
         storage = parameter.untyped_storage()
         alias = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         alias.set_(storage, parameter.storage_offset(), parameter.size(), parameter.stride())
@@ -43,6 +43,9 @@ def _plain(parameter: Tensor) -> Tensor:
 @contextmanager
 def differentiable(module: nn.Module) -> Iterator[None]:
     """Let gradients flow through a module to its inputs. On leaving, every weight is the very object it was."""
+    if not torch.is_grad_enabled():
+        yield
+        return
     replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     aliases: dict[int, Tensor] = {}  # shared weights stay shared
     try:
@@ -196,9 +199,9 @@ class ComfyBackbone:
     @staticmethod
     def _encoded(inner: Any, entry: Entry, x: Tensor) -> dict[str, Any]:
         """An entry as the model takes it: `model_conds` made by the model's own `extra_conds`."""
-        text = [entry[0], {name: value for name, value in entry[1].items() if name != "hooks"}]
-        converted = {"positive": comfy.sampler_helpers.convert_cond([text])}
-        return comfy.samplers.process_conds(inner, x, converted, x.device)["positive"][0]
+        converted = {"positive": comfy.sampler_helpers.convert_cond([entry])}
+        empty = torch.zeros_like(x)  # sampling starts from an empty latent, which inpainting models look at
+        return comfy.samplers.process_conds(inner, x, converted, x.device, empty)["positive"][0]
 
     @contextmanager
     def _prepared(self, x: Tensor, entries: Sequence[Entry]) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -27,8 +27,8 @@ class SafeRegionConditioning(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode", options=["auto", "gated", "always"], default="auto",
-                    tooltip="auto: move only prompts outside of the region, if the region can tell. gated: the same, but "
-                    "refuse a region that cannot tell. always: move every prompt.",
+                    tooltip="auto: move only prompts outside of the region, if the region can tell. gated: the same, "
+                    "but refuse a region that cannot tell. always: move every prompt.",
                 ),
                 io.Float.Input(
                     "start", default=0.0, min=0.0, max=1.0, step=0.01,

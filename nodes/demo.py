@@ -159,8 +159,8 @@ class SafeRegionDemoModel(io.ComfyNode):
         return schema(
             node_id="SafeRegionDemoModel",
             display_name="Safe Region Demo Model",
-            description="A tiny text-to-image model that comes with the pack (no download, runs on any CPU): pictograms "
-            "of everyday things, animals, people and weapons at 128x128, to try and to learn safe regions with.",
+            description="A tiny text-to-image model that comes with the pack (no download, runs on any CPU): "
+            "pictograms of everyday things, animals, people and weapons at 128x128, to try safe regions on.",
             search_aliases=["safe region", "demo", "tiny model"],
             inputs=[],
             outputs=[

@@ -41,6 +41,6 @@ def region_names() -> list[str]:
 
 
 def region_path(name: str) -> Path | None:
-    """The file of a listed name. ComfyUI cuts `..` off, so it lies inside one of the folders; None when it is missing."""
+    """The file of a listed name, or None. ComfyUI cuts `..` off, so it lies inside one of the folders."""
     found = folder_paths.get_full_path(FOLDER, name) if name else None
     return Path(found) if found else None

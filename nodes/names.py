@@ -1,4 +1,4 @@
-"""File names and texts that come from users or from strangers' files. Without ComfyUI, so that they are easy to test."""
+"""File names and texts from users and from strangers' files. Without ComfyUI, so that they are easy to test."""
 from __future__ import annotations
 
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 SUFFIX = ".safetensors"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # device names on Windows
 # The frontend shows progress texts as HTML; look-alikes are harmless in every version of it.
-_HTML = str.maketrans({"<": "‹", ">": "›", "&": "+"})
+_HTML = str.maketrans({"<": "\u2039", ">": "\u203a", "&": "+"})
 
 
 def safe_name(name: str) -> str:

@@ -59,8 +59,8 @@ class SafeRegionPromptPairs(io.ComfyNode):
         return schema(
             node_id="SafeRegionPromptPairs",
             display_name="Safe Region Prompt Pairs",
-            description="What a safe region is learned from: unsafe prompts, each with a safe counterpart, and harmless "
-            "prompts to keep. Read from the text box, and from a file if you choose one.",
+            description="What a safe region is learned from: unsafe prompts, each with a safe counterpart, and "
+            "harmless prompts to keep. Read from the text box, and from a file if you choose one.",
             search_aliases=["safe region", "prompt pairs", "training data"],
             inputs=[
                 io.String.Input(
@@ -126,7 +126,7 @@ class _Reporter:
     """Passes a run's progress on to the node: bar, preview, one line of text. Raises when the user interrupts."""
 
     def __init__(self, node_id: str | None) -> None:
-        self.node_id, self.bar, self.last = node_id, None, 0.0
+        self.node_id, self.bar, self.last, self.stage = node_id, None, 0.0, ""
 
     def __call__(self, progress: Progress) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -134,6 +134,9 @@ class _Reporter:
             self.bar = comfy.utils.ProgressBar(progress.total, node_id=self.node_id)
         preview = ("JPEG", progress.preview, 512) if progress.preview is not None else None
         self.bar.update_absolute(progress.step, progress.total, preview)
+        if progress.stage != self.stage:
+            self.stage = progress.stage
+            logging.info("Safe Region: %s", progress.stage)
         now = time.monotonic()
         if now - self.last > 0.2 or progress.step >= progress.total:
             self.last = now
@@ -165,19 +168,21 @@ class TrainSafeRegion(io.ComfyNode):
             search_aliases=["safe region", "train region", "concept removal", "safety"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that the region is learned with; any that can sample."),
+                io.Model.Input("model", tooltip="The diffusion model to learn the region with; any that can sample."),
                 io.Clip.Input("clip", tooltip="Its text encoder: the region fits this encoder only."),
                 PromptPairsType.Input("pairs", tooltip="What to learn from, from Safe Region Prompt Pairs."),
                 io.String.Input(
                     "concept", default="weapons",
-                    tooltip="What the region keeps out, in a word or two; its name, and the phrase of the preset paper.",
+                    tooltip="What the region keeps out, in a word or two: its name, and the phrase of preset paper.",
                 ),
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="region",
                     tooltip="region: gate and move, learned through the model. instant: seconds, from the text encoder "
                     "alone. paper: the recipe of the WWW 2025 paper; it changes every prompt.",
                 ),
-                io.Int.Input("steps", default=0, min=0, max=100_000, tooltip="Training steps; 0 is the preset's own number."),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=100_000, tooltip="Training steps; 0 is the preset's own number."
+                ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=256, tooltip="Rank of the move's linear map; 0 is the preset's own."
                 ),
@@ -187,7 +192,7 @@ class TrainSafeRegion(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "guidance", default=0.0, min=0.0, max=30.0, step=0.1,
-                    tooltip="Guidance scale (CFG) to learn at; 0 is the preset's own. Every other trajectory runs at 1.",
+                    tooltip="Guidance scale (CFG) to learn at; 0 is the preset's own.",
                 ),
                 io.Int.Input(
                     "size", default=0, min=0, max=2048, step=8,
@@ -198,9 +203,9 @@ class TrainSafeRegion(io.ComfyNode):
                     "seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True,
                     tooltip="The same seed and inputs give the same region.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="For previews and before/after pictures; training needs none."),
+                io.Vae.Input("vae", optional=True, tooltip="For previews and pictures before and after."),
                 SafeRegionType.Input(
-                    "existing_region", optional=True, tooltip="A region to go on from, learned on the same text encoder."
+                    "existing_region", optional=True, tooltip="A region to go on from, of the same text encoder."
                 ),
             ],
             outputs=[
@@ -218,9 +223,7 @@ class TrainSafeRegion(io.ComfyNode):
         existing_region: Region | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         node_id = cls.hidden.unique_id
-        recipe = recipe_from(
-            preset, seed, steps=steps, rank=rank, learning_rate=learning_rate, guidance=guidance
-        )  # fmt: skip
+        recipe = recipe_from(preset, seed, steps=steps, rank=rank, learning_rate=learning_rate, guidance=guidance)
         with torch.inference_mode(False), torch.enable_grad():  # ComfyUI runs nodes in inference mode
             if existing_region is not None:  # its tensors may be inference tensors, which cannot be learned from
                 existing_region = region_from_bytes(region_bytes(existing_region))

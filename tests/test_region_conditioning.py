@@ -253,14 +253,19 @@ def message(*arguments: Any, **options: Any) -> str:
 def test_a_wrong_width_names_both_sides():
     region = Region(example_region(cross_attn=768).parts, {"name": "weapons", "encoder": {"name": "SD1ClipModel"}})
     text = message([entry()], region)
-    assert all(word in text for word in ("weapons", "SD1ClipModel", "cross_attn 768", "cross_attn 6", "pooled_output 8"))
+    named = ("weapons", "SD1ClipModel", "cross_attn 768", "cross_attn 6", "pooled_output 8")
+    assert all(word in text for word in named)
+
+
+def test_a_move_of_a_wrong_width_without_a_gate():
+    assert "cross_attn 9" in message([entry()], Region((Part("a", {"cross_attn": example_move(9)}),)))
 
 
 def test_a_missing_block_names_both_sides():
     lacking = entry()
     lacking[1]["pooled_output"] = None
     text = message([lacking], example_region(**WIDTHS))
-    assert all(words in text for words in ("pooled_output 8", "has cross_attn 6.", "another text encoder"))
+    assert all(word in text for word in ("pooled_output 8", "has cross_attn 6.", "another text encoder"))
 
 
 def test_a_gate_on_a_missing_block_is_an_error_too():

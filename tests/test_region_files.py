@@ -261,9 +261,12 @@ def test_files_of_other_kinds_and_versions():
 
 @pytest.mark.parametrize(
     "key",
-    ["lora_unet_down.weight", "w", "w.cross_attn", "w.cross_attn.gate", "w.cross_attn.gate.weight.x",
-     "w.cross_attn.other", "w.cross_attn.move.sideways", "w.Cross.move.offset", "W.cross_attn.move.offset", ".cross_attn.move.offset",
-     "../x.cross_attn.move.offset", "w.cross_attn.tilt.weight", "w.\x1b[31m.move.offset", "x" * 5000],
+    [
+        "lora_unet_down.weight", "w", "w.cross_attn", "w.cross_attn.gate", "w.cross_attn.gate.weight.x",
+        "w.cross_attn.other", "w.cross_attn.move.sideways", "w.Cross.move.offset", "W.cross_attn.move.offset",
+        ".cross_attn.move.offset", "../x.cross_attn.move.offset", "w.cross_attn.tilt.weight",
+        "w.\x1b[31m.move.offset", "x" * 5000,
+    ],
 )  # fmt: skip
 def test_tensors_that_no_region_has(key):
     text = refused(content({**tensors_of(example_region("w")), key: torch.ones(6)}))

@@ -161,6 +161,7 @@ def test_the_profile_starts_anew_with_each_chunk():
 @settings(max_examples=60, deadline=None)
 def test_strength_zero_is_the_identity(seed, dtype, bias):
     tokens = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    tokens[:, :, 0] = torch.tensor([-0.0, torch.inf, torch.nan], dtype=dtype)
     part = example_part(seed=seed % 1000, bias=bias, cross_attn=WIDTH)
     for always in (False, True):
         assert same_bits(steer(cross(tokens), [part, part], [0.0, 0], always)["cross_attn"], tokens)
@@ -250,6 +251,13 @@ def test_every_part_judges_the_original_prompt():
     tokens = torch.full((1, 2, 4), 1.0)
     both = steer(cross(tokens), [back, wall_part(0.5)])["cross_attn"]
     assert torch.equal(both, tokens - 8 + 0.5 * 0.25), "the first would have led it inside the second"
+
+
+def test_a_closed_part_takes_nothing_from_an_open_one():
+    tokens = torch.full((1, 2, 4), 1.0)
+    for limit in range(5, 20):  # other numbers, other ids: the closed part comes before the open one, and after it
+        closed = wall_part(float(limit))
+        assert torch.equal(steer(cross(tokens), [wall_part(0.0), closed])["cross_attn"], tokens + 0.25)
 
 
 def test_ids_tell_parts_apart_by_their_numbers_only():

@@ -1,0 +1,180 @@
+"""A real ComfyUI as a subprocess, and a small client for its API."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PACK = Path(__file__).parents[2]
+PACK_FOLDER = "Safe Region v0.1"  # ComfyUI must not mind spaces and dots
+LEFT_OUT = (".git", "__pycache__", "tests", "build", "*.egg-info", ".venv", ".host", ".*_cache")
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+class Rejected(Exception):
+    """ComfyUI refused a prompt; the text is its answer."""
+
+
+class Host:
+    """One server with its own base directory. Packs are copied into its custom_nodes."""
+
+    def __init__(self, tree: Path, python: str, base: Path, frontend: str | None = None) -> None:
+        self.base = base
+        for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        frontend = frontend or self._some_page()
+        self.log_path = base / "server.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-api-nodes",
+                 "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--front-end-root", frontend],
+                cwd=tree, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self._wait_until_up()
+
+    def _some_page(self) -> str:
+        """A frontend that shows nothing: these tests only talk to the server."""
+        folder = Path(tempfile.mkdtemp(dir=self.base))
+        (folder / "index.html").write_text("<!doctype html>", encoding="utf-8")
+        return str(folder)
+
+    def _wait_until_up(self, timeout: float = 180) -> None:
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.5)
+        self.stop()
+        raise RuntimeError(f"ComfyUI did not start:\n{self.log()[-4000:]}")
+
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    # --- API ---
+
+    def request(self, path: str, data: Any = None) -> bytes:
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": "application/json"}
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own server
+            return answer.read()
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.request(path))
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queue a prompt in API format. Raises Rejected when its validation fails."""
+        try:
+            return json.loads(self.request("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex}))["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise Rejected(error.read().decode()) from None
+
+    def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
+        """The history of a prompt, when it is done."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history and history[prompt_id]["status"]["completed"] is not None:
+                status = history[prompt_id]["status"]
+                if status["completed"] or status["status_str"] == "error":
+                    return history[prompt_id]
+            time.sleep(0.2)
+        raise TimeoutError(self.log()[-2000:])
+
+    def run(self, prompt: dict[str, Any], timeout: float = 600) -> dict[str, Any]:
+        """Outputs by node id. Raises RuntimeError with the error's text."""
+        history = self.wait(self.queue(prompt), timeout)
+        if history["status"]["status_str"] != "success":
+            raise RuntimeError(error_text(history))
+        return history["outputs"]
+
+    def image(self, found: dict[str, str]) -> bytes:
+        query = "&".join(f"{key}={urllib.request.quote(value)}" for key, value in found.items())
+        return self.request(f"/view?{query}")
+
+
+def error_text(history: dict[str, Any]) -> str:
+    """What went wrong: the exception's text, or that it was interrupted."""
+    for name, message in history["status"]["messages"]:
+        if name == "execution_error":
+            return f"{message['exception_type']}: {message['exception_message']}"
+        if name == "execution_interrupted":
+            return "interrupted"
+    return ""
+
+
+def prepare_base(base: Path) -> None:
+    """Copy the pack, and the test's own model, into the base directory's custom_nodes."""
+    nodes = base / "custom_nodes"
+    shutil.copytree(PACK, nodes / PACK_FOLDER, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(Path(__file__).parent / "other_model", nodes / "other_model")
+    extra = os.environ.get("SAFE_REGION_TEST_WEIGHTS")  # weights to use where the pack has none yet
+    if extra:
+        shutil.copytree(extra, nodes / PACK_FOLDER / "demo" / "weights", dirs_exist_ok=True)
+
+
+def widget_names(info: dict[str, Any]) -> list[str]:
+    """Names of a node's widgets in the order of `widgets_values`, with those that the frontend adds."""
+    names = []
+    for group in ("required", "optional"):
+        for name, spec in info["input"].get(group, {}).items():
+            options = spec[1] if len(spec) > 1 else {}
+            if isinstance(spec[0], list) or spec[0] in WIDGETS:
+                names.append(name)
+                if options.get("control_after_generate"):
+                    names.append("")
+    return names
+
+
+def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """A workflow as the frontend saves it, in the API's format."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        info = object_info.get(node["type"])
+        if info is None:
+            if node["type"] in ("Note", "MarkdownNote"):
+                continue
+            raise KeyError(f"there is no node {node['type']}")
+        inputs = dict(zip(widget_names(info), node["widgets_values"], strict=True))
+        inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+        inputs.pop("", None)
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+class Graph:
+    """Prompts in API format, built node by node: `g.add("KSampler", model=loader(0))`."""
+
+    def __init__(self) -> None:
+        self.prompt: dict[str, Any] = {}
+
+    def add(self, class_type: str, **inputs: Any) -> Callable[[int], list[Any]]:
+        name = str(len(self.prompt) + 1)
+        self.prompt[name] = {"class_type": class_type, "inputs": inputs}
+        return lambda slot=0: [name, slot]

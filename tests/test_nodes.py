@@ -1,0 +1,134 @@
+"""What can be said about the nodes without ComfyUI; tests/host runs them in a real one."""
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comfyui_safe_region.nodes.names import free_path, inside, safe_name, shown
+
+ROOT = Path(importlib.import_module("comfyui_safe_region").__file__).parent
+NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level modules that a file imports absolutely."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_package_does_nothing_without_comfyui():
+    code = (
+        "import sys, comfyui_safe_region as p; "
+        "assert p.WEB_DIRECTORY and not hasattr(p, 'NODE_CLASS_MAPPINGS'); "
+        "assert not [m for m in sys.modules if m.split('.')[0] in ('comfy', 'comfy_api', 'folder_paths', 'torch')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_nodes_and_their_backbone_know_comfyui():
+    comfy = {"comfy", "comfy_api", "folder_paths", "server", "comfy_extras"}
+    for path in ROOT.rglob("*.py"):
+        place = path.relative_to(ROOT)
+        allowed = place.parts[0] in ("nodes", "tests") or place == Path("backbones/comfy.py")
+        if allowed or place.parts[0].startswith("."):
+            continue
+        assert not imports(path) & comfy, place
+
+
+@pytest.mark.parametrize("path", [*NODE_FILES, ROOT / "__init__.py"], ids=lambda p: p.name)
+def test_v3_only_and_nothing_forbidden(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert "NODE_CLASS_MAPPINGS" not in text, "a V1 mapping would hide every V3 node"
+    assert "nodes" not in imports(path), "that is ComfyUI's own module"
+    assert not {"subprocess", "requests", "urllib", "socket"} & imports(path)
+
+
+def test_every_node_has_a_help_page():
+    ids = set()
+    for path in NODE_FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "node_id" and isinstance(node.value, ast.Constant):
+                ids.add(node.value.value)
+    assert ids == {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
+    assert len(ids) == 6
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflows_hang_together(path: Path):
+    flow = json.loads(path.read_text(encoding="utf-8"))
+    assert flow["version"] == 0.4
+    nodes = {node["id"]: node for node in flow["nodes"]}
+    assert flow["last_node_id"] == max(nodes)
+    for link, source, out, target, slot, kind in flow["links"]:
+        assert link in nodes[source]["outputs"][out]["links"]
+        assert nodes[source]["outputs"][out]["type"] == kind
+        assert nodes[target]["inputs"][slot]["link"] == link
+    boxes = [(*node["pos"], *node["size"]) for node in flow["nodes"]]
+    for i, (x, y, w, h) in enumerate(boxes):
+        for u, v, p, q in boxes[:i]:
+            assert x + w <= u or u + p <= x or y + h <= v or v + q <= y, "two nodes overlap"
+
+
+@pytest.mark.parametrize(
+    ("typed", "clean"),
+    [
+        ("my-region", "my-region"),
+        ("  my region.safetensors ", "my region"),
+        ("../../etc/passwd", "etc/passwd"),
+        ("..\\..\\windows\\con", "windows/_con"),
+        ("a<b>:|?*c", "a_b_c"),
+        ("/absolute", "absolute"),
+        ("C:\\x", "C_/x"),
+        ("...", ""),
+        ("", ""),
+        (".hidden", "hidden"),
+        ("größe", "größe"),
+        ("nul.txt", "_nul.txt"),
+    ],
+)
+def test_safe_name(typed: str, clean: str):
+    assert safe_name(typed) == clean
+
+
+def test_long_names_are_cut():
+    assert len(safe_name("x" * 5000)) == 80
+
+
+def test_free_path_never_hits_a_file(tmp_path: Path):
+    assert free_path(tmp_path, "a") == tmp_path / "a.safetensors"
+    (tmp_path / "a.safetensors").touch()
+    assert free_path(tmp_path, "a") == tmp_path / "a_2.safetensors"
+    (tmp_path / "a_2.safetensors").touch()
+    assert free_path(tmp_path, "a") == tmp_path / "a_3.safetensors"
+    assert free_path(tmp_path, "a", overwrite=True) == tmp_path / "a.safetensors"
+
+
+def test_shown_text_has_no_markup():
+    text = shown("<img src=x onerror=alert(1)>\n&amp;")
+    assert not set("<>&\n") & set(text)
+    assert len(shown("x" * 1000)) == 300
+
+
+def test_inside(tmp_path: Path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    assert inside(folder, "a/b.txt") == (folder / "a" / "b.txt").resolve()
+    assert inside(folder, "../secret.txt") is None
+    assert inside(folder, str(tmp_path / "secret.txt")) is None
+    try:
+        (folder / "link").symlink_to(tmp_path)
+    except OSError:
+        return  # no links here
+    assert inside(folder, "link/secret.txt") is None
