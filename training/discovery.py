@@ -138,5 +138,5 @@ def discover(
             for block, found in values.items():
                 for name, tensor in found.items():
                     average[block][name].lerp_(tensor, 1 - decay)
-        visit(step, float(loss), build(average))
+        visit(step, loss.item(), build(average))
     return build(average)

@@ -18,16 +18,18 @@ from ..region.steering import depth, judged
 WALLS = 4
 STEPS = 400
 BATCH = 96
+PENALTY = 1e-3
 
 
 def constant_tokens(harmless: Tensor, unsafe: Tensor, limit: int = 64) -> Tensor | None:
     """Tokens [n, D] that stand unchanged at the head of every prompt [N, T, D]: the start token, a chat template."""
-    both = torch.cat([harmless[:256], unsafe[:256]]).float()
+    length = min(harmless.shape[1], unsafe.shape[1], limit)
+    both = torch.cat([harmless[:256, :length], unsafe[:256, :length]]).float()
     spread = (both - both[:1]).norm(dim=-1).amax(0)
     size = both[0].norm(dim=-1)
     same = (spread < 1e-3 * size.clamp(min=1e-6)) & (size > 0)
     count = 0
-    while count < min(len(same), limit) and same[count]:
+    while count < len(same) and same[count]:
         count += 1
     return both[0, :count].clone() if count else None
 
@@ -49,37 +51,63 @@ def prompt_depths(tokens: Tensor, gate: Gate, constant: Tensor | None) -> Tensor
     return torch.cat(worst)
 
 
+def _first_walls(unsafe: Tensor, safe: Tensor, constant: Tensor | None, mean: Tensor, scale: Tensor,
+                 generator: torch.Generator) -> Tensor:  # fmt: skip
+    """Where the walls start [k, D]: along the mean difference of unsafe prompts and their counterparts.
+
+    Each wall sees another half of the pairs, so that they can grow apart. Without this start the fit may latch on to
+    words that merely are frequent among the unsafe prompts.
+    """
+    means = []
+    for tokens in (unsafe, safe):
+        counts = judged(tokens.float(), constant)[..., None]
+        means.append((((tokens - mean) / scale) * counts).sum(1) / counts.sum(1).clamp(min=1))
+    difference = means[0] - means[1]
+    halves = torch.stack([
+        difference[torch.randperm(len(difference), generator=generator)[: max(len(difference) // 2, 1)]].mean(0)
+        for _ in range(WALLS)
+    ])  # fmt: skip
+    return halves / halves.norm(dim=1, keepdim=True).clamp(min=1e-6) / unsafe.shape[-1] ** 0.5
+
+
+def _soft_worst(beyond: Tensor, counts: Tensor, temperature: float) -> Tensor:
+    """A mean over tokens and walls that weighs large depths most: the maximum, as the temperature falls. [B]"""
+    flat = beyond.masked_fill(~counts[..., None], -torch.inf).flatten(1)
+    weights = torch.softmax(flat / temperature, dim=1)
+    return (weights * flat.masked_fill(weights == 0, 0)).sum(1)
+
+
 def fit_gate(
-    unsafe: Tensor, harmless: Tensor, constant: Tensor | None, generator: torch.Generator,
+    unsafe: Tensor, safe: Tensor, harmless: Tensor, constant: Tensor | None, generator: torch.Generator,
     visit: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Gate:
     """Fit k walls in normalised coordinates.
 
     Args:
-        unsafe, harmless: token states [N, T, D] and [M, T, D]; rows of zeros are padding.
+        unsafe, safe: token states [N, T, D] of the pairs; rows of zeros are padding.
+        harmless: token states [M, T, D].
         constant: tokens [n, D] that are left out of the statistics (as harmless tokens they still take part).
         visit: called with the step and the loss.
     """
     mean, scale = statistics(
         [unsafe, harmless], [judged(unsafe.float(), constant), judged(harmless.float(), constant)]
     )
-    width = unsafe.shape[-1]
-    weight = torch.randn(WALLS, width, generator=generator) / width
-    weight, bias = weight.requires_grad_(True), torch.zeros(WALLS, requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], lr=0.1 / math.sqrt(width), weight_decay=0.0)
+    weight = _first_walls(unsafe, safe, constant, mean, scale, generator).requires_grad_(True)
+    bias = torch.zeros(WALLS, requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=0.1 / math.sqrt(unsafe.shape[-1]))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in range(STEPS):
+        temperature = 0.02 ** (step / STEPS)
         worst = []
         for tokens, is_unsafe in ((unsafe, True), (harmless, False)):
-            rows = torch.randint(len(tokens), (BATCH,), generator=generator)
-            batch = tokens[rows].float()
+            batch = tokens[torch.randint(len(tokens), (BATCH,), generator=generator)].float()
             # constant tokens count here as harmless, in case one goes unrecognised later
             counts = judged(batch, constant if is_unsafe else None)
-            beyond = ((batch - mean) / scale @ weight.T - bias).masked_fill(~counts[..., None], -torch.inf).amax(-1)
-            worst.append(beyond.amax(-1))
-        present = [w[torch.isfinite(w)] for w in worst]
-        loss = F.relu(1 - present[0]).square().mean() + F.relu(1 + present[1]).square().mean()
-        total = loss + 1e-3 * weight.square().sum()
+            counted = counts.any(1)
+            beyond = (batch - mean) / scale @ weight.T - bias
+            worst.append(_soft_worst(beyond[counted], counts[counted], temperature))
+        loss = F.relu(1 - worst[0]).square().mean() + F.relu(1 + worst[1]).square().mean()
+        total = loss + PENALTY * weight.square().sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

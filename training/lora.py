@@ -57,7 +57,7 @@ def lora_shift(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        visit(step, float(loss))
+        visit(step, loss.item())
     with torch.no_grad():
         before = torch.cat([entry[0] for entry in entries])
         after = torch.cat([states(prompts[i : i + 32]) for i in range(0, len(prompts), 32)])

@@ -74,7 +74,7 @@ def train_paper(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                losses.append(float(loss))
+                losses.append(loss.item())
             derivatives.append((x - guided) / sigma[0])
             if step == sampling_steps - 1:
                 break

@@ -107,11 +107,13 @@ class Trainer:
     def _count_steps(self) -> int:
         sets, recipe = self.sets, self.recipe
         if recipe.preset == "paper":
-            return 1 + recipe.steps + 1
-        prompts = 2 * (len(sets.pairs) + len(sets.held_out)) + len(sets.harmless) + len(sets.calibration)
-        encoding = sum(-(-n // 64) for n in (prompts,)) + 6
+            return 1 + recipe.steps + int(self.backbone.can_decode)
+        lists = (sets.pairs, sets.pairs, sets.held_out, sets.held_out, sets.harmless, sets.calibration)
+        encoding = sum(-(-len(prompts) // 64) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // 16) * 4 if recipe.steps else 0
-        return encoding + GATE_STEPS // 20 + 2 + moments + recipe.steps + 1
+        gate = 0 if self.existing and self.existing.parts[0].gates else GATE_STEPS // 20
+        drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
+        return encoding + gate + 2 + moments + recipe.steps + drawn
 
     def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "",
                 preview: Image.Image | None = None) -> None:  # fmt: skip
@@ -133,7 +135,7 @@ class Trainer:
         blocks = list(text_blocks(learn[0][0]))
         gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
         states = {name: stack(entries, gated) for name, entries in
-                  (("unsafe", learn[0]), ("held", held[0]), ("harmless", harmless), ("calibration", calibration))}
+                  (("unsafe", learn[0]), ("safe", learn[1]), ("held", held[0]), ("harmless", harmless), ("calibration", calibration))}
         constant = {gated: found} if (found := constant_tokens(states["harmless"], states["unsafe"])) is not None else {}
         gate = self._fit_gate(states, gated, constant)
         part = self._instant_part(learn, held, harmless, blocks, gated, gate, constant)
@@ -151,7 +153,7 @@ class Trainer:
             if step % 20 == 19:
                 self._report("gate", loss, message="finding the walls")
 
-        gate = existing or fit_gate(states["unsafe"], states["harmless"], known, self._generator, visit)
+        gate = existing or fit_gate(states["unsafe"], states["safe"], states["harmless"], known, self._generator, visit)
         gate, calibration = calibrate_gate(gate, states["calibration"], states["unsafe"], known, self.recipe.budget)
         held = prompt_depths(states["held"], gate, known)
         calibration["held_out_unsafe_touched"] = float((held > 0).float().mean()) if len(held) else None

@@ -18,6 +18,7 @@ from typing import Any
 PACK = Path(__file__).parents[2]
 PACK_FOLDER = "Safe Region v0.1"  # ComfyUI must not mind spaces and dots
 LEFT_OUT = (".git", "__pycache__", "tests", "build", "*.egg-info", ".venv", ".host", ".*_cache")
+EVERYDAY = 150
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -133,6 +134,9 @@ def prepare_base(base: Path) -> None:
     nodes = base / "custom_nodes"
     shutil.copytree(PACK, nodes / PACK_FOLDER, ignore=shutil.ignore_patterns(*LEFT_OUT))
     shutil.copytree(Path(__file__).parent / "other_model", nodes / "other_model")
+    # the encoder reads all of these in every training: fewer make the tests faster, and change nothing they look at
+    everyday = nodes / PACK_FOLDER / "training" / "everyday.txt"
+    everyday.write_text("\n".join(everyday.read_text(encoding="utf-8").splitlines()[:EVERYDAY]), encoding="utf-8")
     extra = os.environ.get("SAFE_REGION_TEST_WEIGHTS")  # weights to use where the pack has none yet
     if extra:
         shutil.copytree(extra, nodes / PACK_FOLDER / "demo" / "weights", dirs_exist_ok=True)

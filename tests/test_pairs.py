@@ -1,0 +1,95 @@
+"""Reading prompt pairs: forms, templates in step, and errors that name the line."""
+from __future__ import annotations
+
+import pytest
+from comfyui_safe_region.training.pairs import (
+    PairsError,
+    PromptPairs,
+    everyday_prompts,
+    expand,
+    load_pairs,
+    parse_pairs,
+)
+
+
+def test_text_with_pairs_keeps_and_comments():
+    pairs = parse_pairs("# weapons\n\na knife => a cup\n keep: a fork \nKEEP: {a|one} spoon")
+    assert pairs == PromptPairs((("a knife", "a cup"),), ("a fork", "a spoon", "one spoon"))
+
+
+def test_templates_run_in_step_on_both_sides():
+    pairs = parse_pairs("a {knife|gun} in the {park|kitchen} => a {cup|book} in the {park|kitchen}").pairs
+    assert pairs == (
+        ("a knife in the park", "a cup in the park"), ("a knife in the kitchen", "a cup in the kitchen"),
+        ("a gun in the park", "a book in the park"), ("a gun in the kitchen", "a book in the kitchen"),
+    )  # fmt: skip
+
+
+def test_one_safe_side_serves_all_alternatives():
+    assert parse_pairs("{a|b} x => y").pairs == (("a x", "y"), ("b x", "y"))
+
+
+def test_expand_keeps_text_without_groups():
+    assert expand("plain  text") == [((), "plain text")]
+
+
+def test_pairs_round_trip_through_text():
+    pairs = parse_pairs("a => b\nkeep: c")
+    assert parse_pairs(pairs.text()) == pairs
+    assert pairs + pairs == pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ok => fine\na knife", ["line 2", "write: unsafe prompt => safe prompt"]),
+        ("a => b => c", ["line 1"]),
+        ("{a|b} => {c|d|e}", ["line 1", "[2]", "[3]"]),
+        ("{a|b => c", ["line 1", "brace"]),
+        ("a =>", ["line 1", "empty"]),
+        ("same => same", ["line 1", "keep: same"]),
+        ("{" + "|".join("abcdefghij") + "}" * 1 + " {0|1|2|3|4|5|6|7|8|9}" * 5 + " => x", ["line 1", "more than"]),
+    ],
+)
+def test_errors_name_the_line_and_the_remedy(text, words):
+    with pytest.raises(PairsError) as error:
+        parse_pairs(text, "weapons.txt")
+    assert all(word in str(error.value) for word in ["weapons.txt", *words])
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_all_forms_give_the_same(tmp_path):
+    (tmp_path / "a.txt").write_text("a => b\nkeep: c", encoding="utf-8")
+    (tmp_path / "a.csv").write_text("keep,safe,unsafe\n,b,a\nc,,\n", encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"unsafe": "a", "safe": "b"}\n\n{"keep": "c"}\n', encoding="utf-8")
+    read = [load_pairs(tmp_path / f"a.{ending}") for ending in ("txt", "csv", "jsonl")]
+    assert read[0] == read[1] == read[2] == PromptPairs((("a", "b"),), ("c",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("a.csv", b"good,bad\n1,2\n", "columns"),
+        ("a.jsonl", b"[1]\n", "line 1"),
+        ("a.jsonl", b'{"unsafe": 1}\n', "line 1"),
+        ("a.txt", b"\xff\xfe\x00", "UTF-8"),
+        ("a.yaml", b"", ".txt"),
+    ],
+)
+def test_unreadable_files_say_what_is_wrong(tmp_path, name, content, word):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PairsError, match=word) as error:
+        load_pairs(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(PairsError, match="cannot be read"):
+        load_pairs(tmp_path / "none.txt")
+
+
+def test_everyday_prompts_are_many_and_without_doubles():
+    prompts = everyday_prompts()
+    assert len(prompts) > 1900
+    assert len({prompt.lower() for prompt in prompts}) == len(prompts)
+    assert not any("=>" in p or "{" in p or "|" in p for p in prompts)

@@ -1,0 +1,198 @@
+"""Training on a model whose right answer is known."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_safe_region.region import apply_to_conditioning, text_blocks
+from comfyui_safe_region.region.steering import openness
+from comfyui_safe_region.training.gate import calibrate_gate, conformal_threshold, constant_tokens, prompt_depths
+from comfyui_safe_region.training.instant import instant_move
+from comfyui_safe_region.training.pairs import PairsError, parse_pairs
+from comfyui_safe_region.training.paper_recipe import lms_coefficient
+from comfyui_safe_region.training.recipe import PRESETS
+from comfyui_safe_region.training.trainer import Progress, Trainer
+
+from toy_model import ToyBackbone
+
+PAIRS = parse_pairs(
+    "a {zzknife|zzgun|zzbomb|zzaxe} {in the park|on a table|at night|by the sea} => "
+    "a {flower|flower|flower|flower} {in the park|on a table|at night|by the sea}\n"
+    "{red|blue|green} {zzknife|zzgun|zzbomb} and a {dog|cat} => {red|blue|green} {flower|flower|flower} and a {dog|cat}"
+)
+SHORT = replace(PRESETS["region"], steps=40, trajectories=24, sampling_steps=6, rank=8)
+UNSEEN = ["a zzsword by the river", "an old zzrifle", "green zzspear and a horse"]
+HARMLESS = ["a lamp in the hall", "an old boat", "green apples and a horse", "seven wise owls"]
+
+
+def trained(backbone, recipe=SHORT, **options):
+    trainer = Trainer(backbone, PAIRS, recipe, "bad things", **options)
+    return trainer.run(), trainer
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return trained(ToyBackbone())
+
+
+def gap_left(backbone, region, prompts=UNSEEN):
+    """How much of the way from the unsafe to the safe picture is left for words that no pair contains."""
+    unsafe = backbone.encode(prompts)
+    safe = backbone.encode([" ".join("flower" if w.startswith("zz") else w for w in p.split()) for p in prompts])
+    x, sigma = torch.zeros(len(prompts), 4, 4, 4), torch.full((len(prompts),), 0.8)
+    of = [backbone.denoise(x, sigma, e) for e in (unsafe, safe, apply_to_conditioning(unsafe, region))]
+    return float((of[2] - of[1]).square().mean() / (of[0] - of[1]).square().mean())
+
+
+def opens(region, backbone, prompts):
+    blocks = [text_blocks(entry) for entry in backbone.encode(prompts)]
+    return [bool(openness(b, region.parts[0]) > 0) for b in blocks]
+
+
+def test_the_gate_opens_on_unseen_words_and_stays_shut_on_harmless_ones(usual):
+    region, _ = usual
+    backbone = ToyBackbone()
+    assert all(opens(region, backbone, UNSEEN))
+    assert not any(opens(region, backbone, HARMLESS))
+
+
+def test_harmless_prompts_come_out_as_the_same_bits(usual):
+    entries = ToyBackbone().encode(HARMLESS)
+    for before, after in zip(entries, apply_to_conditioning(entries, usual[0])):
+        assert torch.equal(before[0], after[0])
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_discovery_closes_the_gap_for_unseen_words(flow, pooled):
+    backbone = ToyBackbone(flow=flow, pooled=pooled)
+    region, trainer = trained(backbone)
+    assert trainer.losses[-1] < trainer.losses[0]
+    assert gap_left(backbone, region) < 0.5
+
+
+def test_prompts_of_any_length_train():
+    backbone = ToyBackbone(padded=False)
+    region, _ = trained(backbone)
+    assert gap_left(backbone, region) < 0.7
+
+
+def test_instant_needs_no_diffusion_model():
+    backbone = ToyBackbone()
+    backbone.can_denoise = backbone.can_decode = False
+    region, trainer = trained(backbone, PRESETS["instant"])
+    assert backbone.calls == 0
+    assert gap_left(ToyBackbone(), region) < 0.7
+    assert len(set(trainer.losses)) > 1
+
+
+def test_region_needs_a_diffusion_model():
+    backbone = ToyBackbone()
+    backbone.can_denoise = False
+    with pytest.raises(ValueError, match="instant"):
+        Trainer(backbone, PAIRS)
+
+
+def test_the_papers_preset_learns_one_direction_for_every_prompt():
+    recipe = replace(PRESETS["paper"], steps=4, sampling_steps=10)
+    region, trainer = trained(ToyBackbone(), recipe)
+    (part,) = region.parts
+    move = part.moves["cross_attn"]
+    assert not part.gates and move.down is None
+    assert sum(t.numel() for t in move.tensors().values()) == 24 + 24  # b and a, as 77 + 768 in the paper
+    assert len(trainer.losses) == 4 and float(move.profile.abs().max()) > 0
+
+
+def test_lms_of_order_one_is_euler():
+    import numpy as np
+
+    sigmas = np.array([5.0, 3.0, 2.0, 0.0])
+    assert lms_coefficient(1, sigmas, 1, 0) == pytest.approx(-1.0)
+    assert sum(lms_coefficient(3, sigmas, 2, back) for back in range(3)) == pytest.approx(-2.0)
+
+
+def test_the_same_seed_gives_the_same_region(usual):
+    again, _ = trained(ToyBackbone())
+    assert again.parts[0].id == usual[0].parts[0].id
+    other, _ = trained(ToyBackbone(), replace(SHORT, seed=1))
+    assert other.parts[0].id != usual[0].parts[0].id
+
+
+def test_training_works_under_inference_mode(usual):
+    backbone = ToyBackbone()
+    with torch.inference_mode():
+        region, _ = trained(backbone)
+    assert region.parts[0].id == usual[0].parts[0].id
+    assert not any(t.requires_grad or t.is_inference() for t in region.parts[0].named_tensors().values())
+
+
+def test_an_interrupted_run_keeps_what_it_learned():
+    trainer = Trainer(ToyBackbone(), PAIRS, SHORT, "bad things")
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "discover" and progress.message.startswith("step 10 "):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(stop)
+    assert len(trainer.losses) == 10
+    assert trainer.region is not None and gap_left(ToyBackbone(), trainer.region) < 0.9
+    assert trainer.picture().size[0] > 100
+
+
+def test_progress_never_runs_backwards_and_ends_full():
+    seen: list[Progress] = []
+    Trainer(ToyBackbone(), PAIRS, SHORT).run(seen.append)
+    steps = [p.step for p in seen]
+    assert steps == sorted(steps) and steps[-1] == seen[-1].total
+
+
+def test_going_on_from_an_existing_region(usual):
+    region, _ = trained(ToyBackbone(), replace(SHORT, steps=20), existing=usual[0])
+    assert torch.equal(region.parts[0].gates["cross_attn"].weight, usual[0].parts[0].gates["cross_attn"].weight)
+    assert region.parts[0].id != usual[0].parts[0].id
+
+
+def test_too_few_pairs_is_a_clear_error():
+    with pytest.raises(PairsError, match="at least 8"):
+        Trainer(ToyBackbone(), parse_pairs("a => b"), SHORT).run()
+
+
+def test_the_calibrated_share_holds_on_fresh_prompts():
+    """Split-conformal: over many draws, the mean share of fresh prompts above the threshold is at most the budget."""
+    generator = torch.Generator().manual_seed(0)
+    shares = []
+    for _ in range(400):
+        threshold = conformal_threshold(torch.randn(99, generator=generator), 0.05)
+        shares.append(float((torch.randn(200, generator=generator) > threshold).float().mean()))
+    assert 0.03 < sum(shares) / len(shares) < 0.055
+
+
+def test_too_few_prompts_for_the_budget_shut_the_gate_on_all_of_them():
+    backbone = ToyBackbone()
+    _, trainer = trained(backbone, replace(SHORT, steps=0, preset="instant"))
+    gate = trainer.region.parts[0].gates["cross_attn"]
+    harmless = torch.cat([e[0] for e in backbone.encode(HARMLESS + UNSEEN)])
+    raised, card = calibrate_gate(gate, harmless, harmless, None, 0.01)
+    assert card["harmless_touched"] == 0 and card["bound"] == pytest.approx(1 / 8)
+    assert float(prompt_depths(harmless, raised, None).max()) <= 0
+
+
+def test_constant_tokens_are_found_and_stay_unmoved(usual):
+    (part,) = usual[0].parts
+    assert part.constant["cross_attn"].shape == (1, 24)
+    tokens = torch.cat([e[0] for e in ToyBackbone().encode(UNSEEN)])
+    assert constant_tokens(tokens[:2], tokens[2:]).shape == (1, 24)
+    moved = apply_to_conditioning(ToyBackbone().encode(UNSEEN), usual[0])
+    assert all(torch.equal(entry[0][:, 0], tokens[:1, 0]) for entry in moved)
+
+
+def test_instant_move_recovers_a_low_rank_map():
+    generator = torch.Generator().manual_seed(3)
+    source = torch.randn(200, 5, 12, generator=generator)
+    up, down = torch.randn(12, 2, generator=generator), torch.randn(2, 12, generator=generator)
+    target = source + source @ (up @ down).T * 0.1 + 0.5
+    move = instant_move(source, target, source[:20], target[:20], torch.zeros(12), torch.ones(12), None, 2)
+    fitted = source + (source @ move.down.T) @ move.up.T + move.offset
+    assert float((fitted - target).square().mean() / (target - source).square().mean()) < 1e-4
