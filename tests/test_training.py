@@ -67,9 +67,11 @@ def test_harmless_prompts_come_out_as_the_same_bits(usual):
 @pytest.mark.parametrize("pooled", [False, True])
 def test_discovery_closes_the_gap_for_unseen_words(flow, pooled):
     backbone = ToyBackbone(flow=flow, pooled=pooled)
-    region, trainer = trained(backbone)
-    assert trainer.losses[-1] < trainer.losses[0]
-    assert gap_left(backbone, region) < 0.5
+    recipe = replace(SHORT, initial="zero", steps=150, learning_rate=1e-2)
+    region, trainer = trained(backbone, recipe)
+    assert sum(trainer.losses[-10:]) < 0.3 * sum(trainer.losses[:10])
+    # the words' own random parts cannot be known, the direction they share can
+    assert gap_left(backbone, region) < 0.65
 
 
 def test_prompts_of_any_length_train():

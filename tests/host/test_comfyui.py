@@ -4,7 +4,6 @@ from __future__ import annotations
 import io
 import json
 import time
-import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +69,6 @@ def test_input_and_output_order_is_final(object_info):
     assert object_info["SafeRegionConditioning"]["input_order"]["required"] == [
         "conditioning", "region", "strength", "mode", "start", "end",
     ]  # fmt: skip
-
-
-def test_help_pages_are_served(comfy):
-    folder = urllib.parse.quote(PACK_FOLDER)
-    assert comfy.request(f"/extensions/{folder}/docs/TrainSafeRegion.md").startswith(b"# ")
 
 
 def test_nothing_went_wrong_while_loading(comfy):
