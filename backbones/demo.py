@@ -1,4 +1,5 @@
 """The embedded demo model as a backbone, without ComfyUI."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -3,6 +3,7 @@
 Everything is said in *denoised* latents (x_0 predictions), so epsilon, v and flow models look the same: guidance
 mixes are affine, and one Euler step towards the next noise level is `x + (x - denoised) / sigma * (next - sigma)`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

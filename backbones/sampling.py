@@ -1,7 +1,10 @@
 """Sampling with any backbone: plain Euler steps and classifier-free guidance."""
+
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
@@ -28,13 +31,18 @@ def guided(
 
 @torch.no_grad()
 def trajectory(
-    backbone: Backbone, entries: Sequence[Entry], empty: Entry | None, guidance: float, steps: int,
-    generator: Generator, visit: Callable[[int], None] = lambda step: None,
+    backbone: Backbone,
+    entries: Sequence[Entry],
+    empty: Entry | None,
+    guidance: float,
+    steps: int,
+    generator: Generator,
+    visit: Callable[[int], None] = lambda step: None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Euler sampling. Yields, before each step, noisy latents [B, ...], their sigma [] and the denoised latents."""
     sigmas = backbone.sigmas(steps)
     x = backbone.start(len(entries), sigmas[0], generator).to(sigmas.device)
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
         visit(step)
         denoised = guided(backbone, x, sigma.expand(len(x)), entries, empty, guidance)
         yield x, sigma, denoised
@@ -42,11 +50,14 @@ def trajectory(
 
 
 def sample(
-    backbone: Backbone, entries: Sequence[Entry], empty: Entry | None, guidance: float = 4.0, steps: int = 20,
+    backbone: Backbone,
+    entries: Sequence[Entry],
+    empty: Entry | None,
+    guidance: float = 4.0,
+    steps: int = 20,
     seed: int = 0,
 ) -> Tensor:
     """Latents [B, ...] drawn from one seed: picture i depends on i, its prompt and the seed only."""
-    denoised = None
-    for _, _, denoised in trajectory(backbone, entries, empty, guidance, steps, Generator().manual_seed(seed)):
-        pass
+    walk = trajectory(backbone, entries, empty, guidance, steps, Generator().manual_seed(seed))
+    ((_, _, denoised),) = deque(walk, maxlen=1)
     return denoised

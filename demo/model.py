@@ -1,4 +1,5 @@
 """The embedded demo model, ready to use: text encoder, UNet, autoencoder, judge and the picture half of its CLIP."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -43,12 +44,14 @@ class DemoModel:
     autoencoder: Autoencoder
 
     def text_state_dict(self) -> dict[str, Tensor]:
-        """The text encoder's weights under the names of the original CLIP (`text_model.…`, `text_projection.weight`)."""
+        """The text encoder's weights under the original CLIP's names (`text_model.…`, `text_projection.weight`)."""
         return load_file(WEIGHTS / "text_encoder.safetensors")
 
 
 def _frozen(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    module.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()})
+    module.load_state_dict(
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    )
     return module.eval().requires_grad_(False)
 
 
@@ -118,6 +121,6 @@ class PictureTextScore:
 
 def tokenize(model: DemoModel, prompts: Sequence[str]) -> Tensor:
     """Token ids [B, 77], cut and padded as CLIP does."""
-    return model.tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-    )["input_ids"]
+    return model.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=77, return_tensors="pt")[
+        "input_ids"
+    ]

@@ -3,6 +3,7 @@
 Plain torch, so that the same classes run in ComfyUI, in training and in tests.
 Shapes: pictures [B, 3, 128, 128] in 0..1, latents [B, 8, 16, 16] of unit variance, text states [B, T, 192].
 """
+
 from __future__ import annotations
 
 import math
@@ -107,9 +108,7 @@ class UNet(nn.Module):
         self.up_coarse = nn.ModuleList(ResBlock(2 * c_coarse, c_coarse, c_time) for _ in range(2))
         self.text_up = nn.ModuleList(TextBlock(c_coarse, 4, look_around=True) for _ in range(2))
         self.upsample = nn.Conv2d(c_coarse, c_fine, 3, padding=1)
-        self.up_fine = nn.ModuleList(
-            (ResBlock(2 * c_fine, c_fine, c_time), ResBlock(2 * c_fine, c_fine, c_time))
-        )
+        self.up_fine = nn.ModuleList((ResBlock(2 * c_fine, c_fine, c_time), ResBlock(2 * c_fine, c_fine, c_time)))
         self.text_out = TextBlock(c_fine, 4, look_around=False)
         self.norm_out = nn.GroupNorm(8, c_fine)
         self.conv_out = nn.Conv2d(c_fine, LATENT_CHANNELS, 3, padding=1)

@@ -2,6 +2,7 @@
 
 Pictograms: Noto Emoji (Apache-2.0), as the JSON of the npm package `@iconify-json/noto`; the pistol is ours.
 """
+
 from __future__ import annotations
 
 import io
@@ -12,7 +13,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from .world import COLOURS, Scene, THINGS
+from .world import COLOURS, THINGS, Scene
 
 SIZE = 128  # pixels
 ALONE, BESIDE = 92, 60  # size of a thing that is alone, or one of two
@@ -75,7 +76,9 @@ class Painter:
     def __init__(self, icon_file: Path) -> None:
         self.scales = {1: (ALONE - 6, ALONE, ALONE + 6), 2: (BESIDE - 3, BESIDE)}
         self.icons = load_icons(icon_file, self.scales[1] + self.scales[2])
-        self.backgrounds = {name: draw_background(name) for name in (*COLOURS, "park", "beach", "night", "snow", "desert")}
+        self.backgrounds = {
+            name: draw_background(name) for name in (*COLOURS, "park", "beach", "night", "snow", "desert")
+        }
 
     def draw(self, scene: Scene, rng: Random) -> np.ndarray:
         picture = self.backgrounds[scene.background].copy()

@@ -1,4 +1,5 @@
 """The demo model's words: a byte-pair tokenizer in CLIP's own format, and everyday prompts."""
+
 from __future__ import annotations
 
 import json
@@ -69,16 +70,24 @@ def build_tokenizer(folder: Path) -> Any:
         from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
         rng = Random(0)
-        corpus = [world.sample(rng, everyday_text(rng))[1] for _ in range(20_000)] + [everyday_text(rng) for _ in range(10_000)]
+        corpus = [world.sample(rng, everyday_text(rng))[1] for _ in range(20_000)] + [
+            everyday_text(rng) for _ in range(10_000)
+        ]
         tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+            [
+                pre_tokenizers.Split(words, "removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
         )
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(
-            vocab_size=VOCABULARY - len(alphabet) - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+            vocab_size=VOCABULARY - len(alphabet) - 2,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            show_progress=False,
         )
         tokenizer.train_from_iterator(corpus, trainer)
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
@@ -86,5 +95,7 @@ def build_tokenizer(folder: Path) -> Any:
         tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
-        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n", encoding="utf-8")
+        (folder / "merges.txt").write_text(
+            "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n", encoding="utf-8"
+        )
     return load_tokenizer(folder)

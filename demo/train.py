@@ -7,6 +7,7 @@ Each stage keeps its checkpoint in the work folder and goes on from there; `expo
 What made it work (measured on prototypes): v-prediction, noisy timesteps favoured (t ~ sqrt(u)), a frozen
 text encoder trained contrastively beforehand, 10 % dropped captions, an average of the weights.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,7 +28,6 @@ from .model import WEIGHTS, alphas_cumprod, new_text_encoder
 from .networks import TEXT_WIDTH, Autoencoder, PictureReader, UNet
 from .render import Painter
 from .text import build_tokenizer, everyday_text
-
 
 POOL = 24_000  # captioned pictures that the UNet sees, drawn once
 
@@ -50,7 +50,12 @@ def labels(scenes: list[world.Scene]) -> tuple[Tensor, Tensor]:
 
 
 def fit(
-    name: str, work: Path, modules: nn.ModuleDict, loss_of: Callable[[int], Tensor], steps: int, rate: float,
+    name: str,
+    work: Path,
+    modules: nn.ModuleDict,
+    loss_of: Callable[[int], Tensor],
+    steps: int,
+    rate: float,
     average: float = 0.0,
 ) -> nn.ModuleDict:
     """One-cycle AdamW in bfloat16 with resumable checkpoints; returns the averaged modules if `average` > 0."""
@@ -113,7 +118,10 @@ def train_clip(work: Path, painter: Painter, steps: int) -> nn.ModuleDict:
     """CLIP (Radford et al., 2021) on the world: captions against pictures, symmetric cross-entropy in the batch."""
     tokenizer = build_tokenizer(work / "tokenizer")
     modules = nn.ModuleDict(
-        {"text": new_text_encoder(len(tokenizer)), "reader": PictureReader(TEXT_WIDTH).to(memory_format=torch.channels_last)}
+        {
+            "text": new_text_encoder(len(tokenizer)),
+            "reader": PictureReader(TEXT_WIDTH).to(memory_format=torch.channels_last),
+        }
     )
     scale = nn.Parameter(torch.tensor(2.5))
     modules.register_parameter("scale", scale)
@@ -175,7 +183,9 @@ def train_unet(work: Path, painter: Painter, autoencoder: Autoencoder, text: nn.
 def train_judge(work: Path, painter: Painter, autoencoder: Autoencoder, steps: int) -> PictureReader:
     """Names what a picture shows. Sees the world as drawn, and as the autoencoder returns it, blurred by noise."""
     count = len(world.THINGS)
-    modules = nn.ModuleDict({"judge": PictureReader(count + len(world.BACKGROUNDS)).to(memory_format=torch.channels_last)})
+    modules = nn.ModuleDict(
+        {"judge": PictureReader(count + len(world.BACKGROUNDS)).to(memory_format=torch.channels_last)}
+    )
     rng = Random(5)
 
     def loss_of(step: int) -> Tensor:

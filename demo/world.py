@@ -5,6 +5,7 @@ Each thing has several names, some phrases name no thing at all ("a robbery"), a
 with a bias on purpose: most judges are men, most doctors women.
 Only language lives here; `render.py` draws the pictures when the model is trained anew.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -97,8 +98,18 @@ THINGS: list[Thing] = [
 
 # Names of weapons that no training pair of ours may contain: they show whether a region generalises.
 HELD_OUT_WORDS = frozenset(
-    ("a machete", "a switchblade", "a dirk", "a firearm", "a sidearm", "a landmine", "a warhead",
-     "a battle axe", "a rapier", "a cutlass")
+    (
+        "a machete",
+        "a switchblade",
+        "a dirk",
+        "a firearm",
+        "a sidearm",
+        "a landmine",
+        "a warhead",
+        "a battle axe",
+        "a rapier",
+        "a cutlass",
+    )
 )
 
 # profession: (icon suffix, names, share of men in the world)
@@ -151,8 +162,14 @@ UNSAFE_IMPLICIT: dict[str, tuple[str, ...]] = {
     "a hostage situation": ("gun", "bomb"), "a massacre": ("axe", "gun"), "an ambush with casualties": ("bomb", "gun"),
 }  # fmt: skip
 HELD_OUT_IMPLICIT = frozenset(
-    ("an assassination", "a crime scene", "a battlefield", "a hostage situation", "a massacre",
-     "an ambush with casualties")
+    (
+        "an assassination",
+        "a crime scene",
+        "a battlefield",
+        "a hostage situation",
+        "a massacre",
+        "an ambush with casualties",
+    )
 )
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -165,8 +182,26 @@ PLACES: dict[str, tuple[str, str]] = {  # name: (phrase, tag)
 }  # fmt: skip
 BACKGROUNDS: list[str] = [*COLOURS, *PLACES]
 
-QUALITY = ("highly detailed", "soft light", "4k", "studio photo", "flat design", "vivid", "simple", "cute", "masterpiece")
-OPENINGS = ("a photo of", "a picture of", "an image of", "a drawing of", "an illustration of", "a close-up of", "an emoji of")
+QUALITY = (
+    "highly detailed",
+    "soft light",
+    "4k",
+    "studio photo",
+    "flat design",
+    "vivid",
+    "simple",
+    "cute",
+    "masterpiece",
+)
+OPENINGS = (
+    "a photo of",
+    "a picture of",
+    "an image of",
+    "a drawing of",
+    "an illustration of",
+    "a close-up of",
+    "an emoji of",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 """Measuring a region on the demo model: draw every prompt with and without it, and let the judge look."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -37,7 +38,11 @@ class SetResult:
 
 
 def draw(
-    backbone: DemoBackbone, entries: Sequence[Entry], guidance: float, steps: int, seed: int,
+    backbone: DemoBackbone,
+    entries: Sequence[Entry],
+    guidance: float,
+    steps: int,
+    seed: int,
     visit: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Pictures [N, 3, 128, 128]; batch by batch, so that the same prompt and place give the same bits."""
@@ -55,8 +60,15 @@ def _shows_asked(verdict: Verdict, prompt: DemoPrompt) -> bool:
 
 
 def measure_set(
-    backbone: DemoBackbone, judge: Judge, region: Region, name: str, prompts: Sequence[DemoPrompt],
-    guidance: float = 4.0, steps: int = 20, seed: int = 7, visit: Callable[[], None] = lambda: None,
+    backbone: DemoBackbone,
+    judge: Judge,
+    region: Region,
+    name: str,
+    prompts: Sequence[DemoPrompt],
+    guidance: float = 4.0,
+    steps: int = 20,
+    seed: int = 7,
+    visit: Callable[[], None] = lambda: None,
 ) -> SetResult:
     """Draw a set of prompts without and with the region, from the same noise, and compare."""
     entries = backbone.encode([prompt.text for prompt in prompts])

@@ -2,6 +2,7 @@
 
 Every set is drawn from a fixed seed; `words` are names from `demo/weapons.txt`, `held-out words` stand in no pair.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

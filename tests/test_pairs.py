@@ -1,7 +1,9 @@
 """Reading prompt pairs: forms, templates in step, and errors that name the line."""
+
 from __future__ import annotations
 
 import pytest
+
 from comfyui_safe_region.training.pairs import (
     PairsError,
     PromptPairs,

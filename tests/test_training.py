@@ -1,10 +1,12 @@
 """Training on a model whose right answer is known."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
 import torch
+
 from comfyui_safe_region.region import apply_to_conditioning, text_blocks
 from comfyui_safe_region.region.steering import openness
 from comfyui_safe_region.training.gate import calibrate_gate, conformal_threshold, constant_tokens, prompt_depths
@@ -13,7 +15,6 @@ from comfyui_safe_region.training.pairs import PairsError, parse_pairs
 from comfyui_safe_region.training.paper_recipe import lms_coefficient
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Progress, Trainer
-
 from toy_model import ToyBackbone
 
 PAIRS = parse_pairs(

@@ -1,4 +1,5 @@
 """A text-to-image model small enough to reason about: the exact denoiser of a Gaussian whose mean the prompt sets."""
+
 from __future__ import annotations
 
 import zlib
@@ -41,7 +42,9 @@ class ToyBackbone:
     def encode(self, prompts: Sequence[str]) -> list[Entry]:
         entries = []
         for prompt in prompts:
-            vectors = [torch.full((WIDTH,), 9.0)] + [word_vector(word, WIDTH) for word in prompt.replace(",", " ").split()]
+            vectors = [torch.full((WIDTH,), 9.0)] + [
+                word_vector(word, WIDTH) for word in prompt.replace(",", " ").split()
+            ]
             vectors.append(torch.stack(vectors).mean(0))  # an end token that has seen everything
             if self.padded:
                 vectors += [vectors[-1]] * (24 - len(vectors))
@@ -50,7 +53,9 @@ class ToyBackbone:
         return entries
 
     def sigmas(self, steps: int) -> Tensor:
-        return torch.linspace(1, 0, steps + 1) if self.flow else torch.cat([torch.logspace(1, -1, steps), torch.zeros(1)])
+        return (
+            torch.linspace(1, 0, steps + 1) if self.flow else torch.cat([torch.logspace(1, -1, steps), torch.zeros(1)])
+        )
 
     def start(self, count: int, sigma: Tensor, generator: Generator) -> Tensor:
         return torch.randn(count, *LATENT, generator=generator) * sigma

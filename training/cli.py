@@ -1,4 +1,5 @@
 """The command `safe-region`: demo, train, info, import."""
+
 from __future__ import annotations
 
 import argparse
@@ -132,12 +133,14 @@ def _report_page(region: Region, measured: dict[str, dict[str, Any]]) -> str:
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in measured.values()
     )
     head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Safe region: {html.escape(region.name)}</title>
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<title>Safe region: {html.escape(region.name)}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:1150px;margin:2rem auto;padding:0 1rem;color:#22262b}}
 table{{border-collapse:collapse}}td,th{{padding:.3rem .9rem;border-bottom:1px solid #c9ced6;text-align:left}}
 img{{max-width:100%}}</style>
 <h1>Safe region: {html.escape(region.name)}</h1>
-<p>The same prompts and the same noise, without and with the region. A judge that reads the pictures counted weapons.</p>
+<p>The same prompts and the same noise, without and with the region. A judge that reads the
+pictures counted weapons.</p>
 <table><tr>{head}</tr>{body}</table>
 <h2>Before and after</h2><img src="before_after.png" alt="Pairs of pictures, without and with the region">
 <h2>Training</h2><img src="training.png" alt="Loss curve and depths of harmless and unsafe prompts">

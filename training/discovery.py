@@ -5,6 +5,7 @@ own trajectories; what it predicts there for the safe and the unsafe prompt is c
 the share of the gap between those two predictions that is still left: 1 does nothing, 0 is the safe picture. It
 needs no scale, so it is the same for epsilon, v and flow models.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,8 +47,15 @@ def steer_entry(entry: Entry, moves: Mapping[str, Move], constant: Mapping[str, 
 
 
 def collect_moments(
-    backbone: Backbone, pairs: Sequence[tuple[Entry, Entry]], empty: Entry, part: Part, guidance: float, steps: int,
-    target: str, generator: torch.Generator, visit: Callable[[int, int], None] = lambda done, total: None,
+    backbone: Backbone,
+    pairs: Sequence[tuple[Entry, Entry]],
+    empty: Entry,
+    part: Part,
+    guidance: float,
+    steps: int,
+    target: str,
+    generator: torch.Generator,
+    visit: Callable[[int, int], None] = lambda done, total: None,
     batch: int = 16,
 ) -> list[Moment]:
     """Noisy latents on trajectories of safe, unsafe and already moved prompts, with their targets.
@@ -77,16 +85,21 @@ def collect_moments(
                     of_empty = backbone.denoise(x, sigmas, [empty] * len(chunk))
                     away = of_unsafe + guidance * (of_empty - of_unsafe)
                     wanted = away if target == "self" else (of_safe + away) / 2
-                moments += [
-                    Moment(begin + i, x[i], sigmas[i], wanted[i], float(1 / gap)) for i in range(len(chunk))
-                ]
+                moments += [Moment(begin + i, x[i], sigmas[i], wanted[i], float(1 / gap)) for i in range(len(chunk))]
             visit(number + 1, len(rounds))
     return moments
 
 
 def discover(
-    backbone: Backbone, pairs: Sequence[tuple[Entry, Entry]], moments: Sequence[Moment], part: Part, steps: int,
-    learning_rate: float, batch: int, generator: torch.Generator, visit: Callable[[int, float, Part], None],
+    backbone: Backbone,
+    pairs: Sequence[tuple[Entry, Entry]],
+    moments: Sequence[Moment],
+    part: Part,
+    steps: int,
+    learning_rate: float,
+    batch: int,
+    generator: torch.Generator,
+    visit: Callable[[int, float, Part], None],
 ) -> Part:
     """Train the part's moves for some steps; walls stay as they are. Returns the part with averaged weights.
 

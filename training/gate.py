@@ -3,6 +3,7 @@
 Learned as multiple-instance classification (a prompt is a bag of tokens, its worst token counts), then moved
 outwards by split-conformal calibration and frozen before any move is learned.
 """
+
 from __future__ import annotations
 
 import math
@@ -78,7 +79,11 @@ def _soft_worst(beyond: Tensor, counts: Tensor, temperature: float) -> Tensor:
 
 
 def fit_gate(
-    unsafe: Tensor, safe: Tensor, harmless: Tensor, constant: Tensor | None, generator: torch.Generator,
+    unsafe: Tensor,
+    safe: Tensor,
+    harmless: Tensor,
+    constant: Tensor | None,
+    generator: torch.Generator,
     visit: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Gate:
     """Fit k walls in normalised coordinates.
@@ -89,9 +94,7 @@ def fit_gate(
         constant: tokens [n, D] that are left out of the statistics (as harmless tokens they still take part).
         visit: called with the step and the loss.
     """
-    mean, scale = statistics(
-        [unsafe, harmless], [judged(unsafe.float(), constant), judged(harmless.float(), constant)]
-    )
+    mean, scale = statistics([unsafe, harmless], [judged(unsafe.float(), constant), judged(harmless.float(), constant)])
     weight = _first_walls(unsafe, safe, constant, mean, scale, generator).requires_grad_(True)
     bias = torch.zeros(WALLS, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=0.1 / math.sqrt(unsafe.shape[-1]))

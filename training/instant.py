@@ -1,4 +1,5 @@
 """The instant move: closed-form regression from unsafe tokens to those of the safe counterpart. No diffusion model."""
+
 from __future__ import annotations
 
 import torch
@@ -18,8 +19,14 @@ def token_pairs(unsafe: Tensor, safe: Tensor, constant: Tensor | None) -> tuple[
 
 
 def instant_move(
-    unsafe: Tensor, safe: Tensor, held_unsafe: Tensor, held_safe: Tensor, mean: Tensor, scale: Tensor,
-    constant: Tensor | None, rank: int,
+    unsafe: Tensor,
+    safe: Tensor,
+    held_unsafe: Tensor,
+    held_safe: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    constant: Tensor | None,
+    rank: int,
 ) -> Move:
     """Reduced-rank ridge regression (Izenman, 1975) of the displacement on the normalised token.
 
@@ -55,7 +62,9 @@ def instant_move(
     return Move(down=down, up=up, mean=mean, scale=scale, offset=centre_y - up @ (down @ centre_x))
 
 
-def difference_move(unsafe: Tensor, safe: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None, rank: int) -> Move:
+def difference_move(
+    unsafe: Tensor, safe: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None, rank: int
+) -> Move:
     """The mean displacement for every token, and a linear map that starts at zero."""
     source, target = token_pairs(unsafe, safe, constant)
     return zero_move(mean, scale, rank, (target - source).mean(0))

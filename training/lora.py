@@ -3,6 +3,7 @@
 The literal reading of "an offset learned as a LoRA": `peft` adapts the transformers text encoder so that the unsafe
 prompts draw their safe counterparts, and the mean shift of their embeddings becomes the move's first offset.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -18,8 +19,13 @@ STEPS = 40
 
 
 def lora_shift(
-    backbone: Backbone, prompts: Sequence[str], entries: Sequence, moments: Sequence[Moment], rank: int,
-    generator: torch.Generator, visit: Callable[[int, float], None] = lambda step, loss: None,
+    backbone: Backbone,
+    prompts: Sequence[str],
+    entries: Sequence,
+    moments: Sequence[Moment],
+    rank: int,
+    generator: torch.Generator,
+    visit: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Tensor:
     """Mean shift [D] of the unsafe prompts' token states under a LoRA of a few steps. The encoder is left as it was.
 

@@ -4,6 +4,7 @@ One pair a line, `unsafe prompt => safe prompt`; `keep: harmless prompt`; `# com
 which run in step on both sides of a pair. CSV and JSONL files hold the same in columns or keys named `unsafe`,
 `safe` and `keep`.
 """
+
 from __future__ import annotations
 
 import csv

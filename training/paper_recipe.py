@@ -5,6 +5,7 @@ from the identity. On-policy: along each guided trajectory of the shifted prompt
 from step 10 of 50 on. The loss is 10 * MSE(eps(x_t, c + b a), eps_s + g (eps_0 - eps_s)) with `eps_s` the prediction
 for the safety concept's words and `eps_0` for the empty prompt.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -35,8 +36,16 @@ def lms_coefficient(order: int, sigmas: np.ndarray, step: int, back: int) -> flo
 
 
 def train_paper(
-    backbone: Backbone, prompts: Sequence[Entry], concept: Entry, empty: Entry, part: Part, steps: int,
-    learning_rate: float, guidance: float, sampling_steps: int, generator: torch.Generator,
+    backbone: Backbone,
+    prompts: Sequence[Entry],
+    concept: Entry,
+    empty: Entry,
+    part: Part,
+    steps: int,
+    learning_rate: float,
+    guidance: float,
+    sampling_steps: int,
+    generator: torch.Generator,
     visit: Callable[[int, float, Part], None],
 ) -> Part:
     """Train `part`, whose only move is a rank-1 shift of the cross-attention block.

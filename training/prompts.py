@@ -1,4 +1,5 @@
 """From prompt pairs to the sets that training works on: variations of them, and parts held out for honest numbers."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def _joined(first: str, second: str, rng: Random) -> str:
 
 
 def vary_pairs(pairs: Sequence[tuple[str, str]], harmless: Sequence[str], rng: Random) -> list[tuple[str, str]]:
-    """For each pair one variation: beside a harmless prompt (on both sides alike), in other case, or its words shuffled.
+    """For each pair one variation: beside a harmless prompt (both sides alike), in upper case, or with words shuffled.
 
     They teach the gate odd forms, and the move to leave alone what stands beside the concept.
     """

@@ -1,4 +1,5 @@
 """Recipes: every number that training uses, and presets of them."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass

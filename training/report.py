@@ -1,4 +1,5 @@
 """Pictures of a training run, drawn with Pillow: loss curve, depths, before and after."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ def shorten(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
     return text + "…"
 
 
-def before_after(rows: Sequence[tuple[str, Image.Image, Image.Image]], columns: int = 4, size: int = 128) -> Image.Image:
+def before_after(
+    rows: Sequence[tuple[str, Image.Image, Image.Image]], columns: int = 4, size: int = 128
+) -> Image.Image:
     """A grid of prompts with the picture drawn without and with the region."""
     cell_w, cell_h, head = 2 * size + 14, size + 40, 0
     lines = -(-len(rows) // columns)
@@ -106,8 +109,11 @@ def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], depths
 
 
 def picture(
-    title: str, losses: Sequence[float], depths: tuple[Tensor, Tensor] | None,
-    rows: Sequence[tuple[str, Image.Image, Image.Image]], numbers: dict[str, Any],
+    title: str,
+    losses: Sequence[float],
+    depths: tuple[Tensor, Tensor] | None,
+    rows: Sequence[tuple[str, Image.Image, Image.Image]],
+    numbers: dict[str, Any],
 ) -> Image.Image:
     """The report of one training run."""
     grid = before_after(rows, 3) if rows else None
@@ -118,8 +124,8 @@ def picture(
     calibration = numbers.get("calibration")
     if calibration:
         held = calibration.get("held_out_unsafe_touched")
-        text = (f"touches {calibration['harmless_touched']:.1%} of {calibration['harmless_prompts']} held-out harmless prompts"
-                + (f" and {held:.1%} of held-out unsafe ones" if held is not None else ""))  # fmt: skip
+        text = f"touches {calibration['harmless_touched']:.1%} of {calibration['harmless_prompts']} held-out harmless"
+        text += f" prompts and {held:.1%} of held-out unsafe ones" if held is not None else " prompts"
         draw.text((12, 34), text, INK, font(12))
     _curve(draw, (12, 80, width // 2 - 10, 280), losses)
     _histogram(draw, (width // 2 + 10, 80, width - 12, 280), depths)

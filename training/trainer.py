@@ -1,4 +1,5 @@
 """Training a region from start to end: encode, gate, instant, discover, calibrate, report."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +27,7 @@ from .instant import difference_move, instant_move, zero_move
 from .lora import lora_shift
 from .pairs import PromptPairs
 from .paper_recipe import paper_part, train_paper
-from .prompts import PromptSets, build_sets
+from .prompts import build_sets
 from .recipe import INITIAL, TARGETS, Recipe
 
 PREVIEW_EVERY = 50  # steps
@@ -55,7 +56,11 @@ class Trainer:
     """One training run. `region` is the best region so far, or None: it stays usable when the run is interrupted."""
 
     def __init__(
-        self, backbone: Backbone, pairs: PromptPairs, recipe: Recipe | None = None, concept: str = "",
+        self,
+        backbone: Backbone,
+        pairs: PromptPairs,
+        recipe: Recipe | None = None,
+        concept: str = "",
         existing: Region | None = None,
     ) -> None:
         """Args:
@@ -134,9 +139,19 @@ class Trainer:
         harmless, calibration = self._encode(sets.harmless), self._encode(sets.calibration)
         blocks = list(text_blocks(learn[0][0]))
         gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
-        states = {name: stack(entries, gated) for name, entries in
-                  (("unsafe", learn[0]), ("safe", learn[1]), ("held", held[0]), ("harmless", harmless), ("calibration", calibration))}
-        constant = {gated: found} if (found := constant_tokens(states["harmless"], states["unsafe"])) is not None else {}
+        states = {
+            name: stack(entries, gated)
+            for name, entries in (
+                ("unsafe", learn[0]),
+                ("safe", learn[1]),
+                ("held", held[0]),
+                ("harmless", harmless),
+                ("calibration", calibration),
+            )
+        }
+        constant = (
+            {gated: found} if (found := constant_tokens(states["harmless"], states["unsafe"])) is not None else {}
+        )
         gate = self._fit_gate(states, gated, constant)
         part = self._instant_part(learn, held, harmless, blocks, gated, gate, constant)
         self._keep(part)
@@ -189,7 +204,7 @@ class Trainer:
         return Part(slug(self.concept), moves, {gated: gate}, constant)
 
     def _instant_losses(self, states: dict[str, Tensor], gate: Gate, constant: Tensor | None) -> list[float]:
-        """Two points for the curve of a region that never sees the diffusion model: unsafe prompts left, before, after."""
+        """Two points for the curve of a region without diffusion model: unsafe prompts left, before and after."""
         touched = float((prompt_depths(states["unsafe"], gate, constant) > 0).float().mean())
         return [] if self.recipe.steps else [1.0, 1.0 - touched]
 
@@ -200,7 +215,14 @@ class Trainer:
         pairs = [(learn[0][row], learn[1][row]) for row in rows]
         empty = self.backbone.encode([""])[0]
         moments = collect_moments(
-            self.backbone, pairs, empty, part, recipe.guidance, recipe.sampling_steps, recipe.target, self._generator,
+            self.backbone,
+            pairs,
+            empty,
+            part,
+            recipe.guidance,
+            recipe.sampling_steps,
+            recipe.target,
+            self._generator,
             lambda done, total: self._report("trajectories", weight=4, message=f"{done} of {total}"),
         )
         if recipe.initial == "lora":
