@@ -1,0 +1,58 @@
+"""The command line: what it writes, and one clear line for what a person can mend."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from comfyui_safe_region.region import load_region
+from comfyui_safe_region.training.cli import main
+
+
+def fails(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(argv))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("safe-region: ") and error.count("\n") == 1 and "Traceback" not in error
+    return error
+
+
+def test_the_papers_file_imports_and_is_described(tmp_path, capsys):
+    torch.save({"a": torch.randn(1, 1, 768), "b": torch.rand(1, 77, 1)}, tmp_path / "nudity.pth")
+    main(["import", str(tmp_path / "nudity.pth")])
+    region = load_region(tmp_path / "nudity.safetensors")
+    assert not region.parts[0].gates
+    main(["info", str(tmp_path / "nudity.safetensors")])
+    assert "acts on every prompt" in capsys.readouterr().out
+    assert "exists already" in fails(capsys, "import", str(tmp_path / "nudity.pth"))
+
+
+def test_a_damaged_region_is_one_line(tmp_path, capsys):
+    (tmp_path / "x.safetensors").write_bytes(b"nonsense")
+    assert "x.safetensors" in fails(capsys, "info", str(tmp_path / "x.safetensors"))
+
+
+def test_bad_pairs_name_file_and_line_and_write_nothing(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a => b\nno pair here\n", encoding="utf-8")
+    out = tmp_path / "r.safetensors"
+    error = fails(capsys, "train", "--pairs", str(tmp_path / "p.txt"), "--out", str(out))
+    assert "p.txt" in error and "line 2" in error and not out.exists()
+
+
+def test_a_wrong_ending_is_refused(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a => b\n", encoding="utf-8")
+    assert ".safetensors" in fails(capsys, "train", "--pairs", str(tmp_path / "p.txt"), "--out", str(tmp_path / "r.pt"))
+
+
+@pytest.mark.slow
+def test_the_demo_writes_everything_it_promises(tmp_path, capsys):
+    main(["demo", "--out", str(tmp_path), "--preset", "instant", "--prompts", "4", "--harmless", "8"])
+    table = capsys.readouterr().out
+    assert "held-out words" in table and "identical to the bit" in table
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
+    assert set(results) >= {"seen words", "held-out words", "mixed", "harmless"}
+    assert load_region(tmp_path / "weapons.safetensors").parts[0].label == "weapons"
+    assert (tmp_path / "weapons.safetensors").stat().st_size < 300_000
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("before_after.png", "training.png", "report.html"))
