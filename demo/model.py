@@ -52,7 +52,8 @@ def _frozen(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     module.load_state_dict(
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     )
-    return module.eval().requires_grad_(False)
+    # convolutions on CPUs are about twice as fast with channels last
+    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _load(module: nn.Module, name: str) -> Any:

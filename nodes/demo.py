@@ -60,7 +60,7 @@ def demo_unet(demo: DemoModel) -> comfy.model_patcher.ModelPatcher:
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.V_PREDICTION)
     model.diffusion_model = DemoUNet()
     model.diffusion_model.load_state_dict(demo.unet.state_dict())
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
