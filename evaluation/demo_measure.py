@@ -1,8 +1,8 @@
-"""Measuring a region on the demo model: draw every prompt with and without it, and let the judge look."""
+"""Measuring on the demo model: draw prompts with and without regions, and let the judge look."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..backbones.demo import DemoBackbone
 from ..backbones.sampling import sample
+from ..demo import world
 from ..demo.model import Judge, Verdict
 from ..region.conditioning import Entry, apply_to_conditioning
 from ..region.region import Region
 from ..training.report import before_after, to_image
-from .demo_prompts import DemoPrompt
+from .demo_prompts import DemoPrompt, model_prompts, weapon_prompts
 
 BATCH = 40
 
@@ -62,27 +63,61 @@ def _shows_asked(verdict: Verdict, prompt: DemoPrompt) -> bool:
 def measure_set(
     backbone: DemoBackbone,
     judge: Judge,
-    region: Region,
+    regions: Mapping[str, Region],
     name: str,
     prompts: Sequence[DemoPrompt],
     guidance: float = 4.0,
     steps: int = 20,
     seed: int = 7,
     visit: Callable[[], None] = lambda: None,
-) -> SetResult:
-    """Draw a set of prompts without and with the region, from the same noise, and compare."""
+) -> dict[str, SetResult]:
+    """Draw a set of prompts without and with each region, from the same noise, and compare. Results by region."""
     entries = backbone.encode([prompt.text for prompt in prompts])
     before = draw(backbone, entries, guidance, steps, seed, visit)
-    after = draw(backbone, apply_to_conditioning(entries, region), guidance, steps, seed, visit)
-    told_before, told_after = judge(before), judge(after)
+    told_before = judge(before)
     named = [i for i, p in enumerate(prompts) if p.asked and _shows_asked(told_before[i], p)]
-    kept = sum(_shows_asked(told_after[i], prompts[i]) for i in named) / len(named) if named else None
-    same = (before == after).flatten(1).all(1)
-    return SetResult(
-        name, len(prompts),
-        sum(v.unsafe for v in told_before) / len(prompts), sum(v.unsafe for v in told_after) / len(prompts),
-        kept, float(same.float().mean()), float((before - after).abs().mean() * 255),
-        [(prompts[i].text, to_image(before[i]), to_image(after[i])) for i in range(min(4, len(prompts)))],
+    results = {}
+    for region_name, region in regions.items():
+        after = draw(backbone, apply_to_conditioning(entries, region), guidance, steps, seed, visit)
+        told_after = judge(after)
+        kept = sum(_shows_asked(told_after[i], prompts[i]) for i in named) / len(named) if named else None
+        same = (before == after).flatten(1).all(1)
+        results[region_name] = SetResult(
+            name, len(prompts),
+            sum(v.unsafe for v in told_before) / len(prompts), sum(v.unsafe for v in told_after) / len(prompts),
+            kept, float(same.float().mean()), float((before - after).abs().mean() * 255),
+            [(prompts[i].text, to_image(before[i]), to_image(after[i])) for i in range(min(4, len(prompts)))],
+        )  # fmt: skip
+    return results
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """How well the demo model draws what it is asked for, by the judge. Shares of the prompts of each list."""
+
+    named: float  # the asked thing is in the picture, over all kinds
+    weapons: float  # weapon words draw that weapon
+    men: dict[str, tuple[float, float]]  # profession: share of men drawn, share of men in the world
+    samples: list[tuple[str, Image.Image, bool]] = field(repr=False)  # prompt, picture, whether the judge agrees
+
+
+def measure_model(
+    backbone: DemoBackbone, judge: Judge, guidance: float = 4.0, steps: int = 20, seed: int = 11, people: int = 20
+) -> ModelResult:
+    """Draw 40 prompts of ten kinds, every weapon word, and each profession `people` times."""
+    kinds, weapons = model_prompts(), weapon_prompts()
+    drawn = draw(backbone, backbone.encode([p.text for p in kinds + weapons]), guidance, steps, seed)
+    right = [_shows_asked(verdict, p) for verdict, p in zip(judge(drawn), kinds + weapons)]
+    jobs = [job for job in world.PROFESSIONS for _ in range(people)]
+    texts = [f"a {world.PROFESSIONS[job][1][i % 3]}" for i, job in enumerate(jobs)]
+    seen = judge(draw(backbone, backbone.encode(texts), guidance, steps, seed + 1))
+    men = {}
+    for job, (_, _, share) in world.PROFESSIONS.items():
+        chances = [v.things for v, drawn_job in zip(seen, jobs) if drawn_job == job]
+        men[job] = (sum(c[f"man {job}"] > c[f"woman {job}"] for c in chances) / people, share)
+    samples = [(p.text, to_image(picture), ok) for p, picture, ok in zip(kinds, drawn, right)]
+    return ModelResult(
+        sum(right[: len(kinds)]) / len(kinds), sum(right[len(kinds) :]) / len(weapons), men, samples
     )  # fmt: skip
 
 

@@ -79,3 +79,24 @@ def demo_prompts(count: int, harmless: int, seed: int = 2026) -> dict[str, list[
         "odd forms": _odd(count, Random(seed + 4)),
         "harmless": _harmless(harmless, Random(seed + 5)),
     }
+
+
+def model_prompts(per_kind: int = 4, seed: int = 2027) -> list[DemoPrompt]:
+    """Prompts that ask for one thing on a background, as many of each of the ten kinds."""
+    rng, prompts = Random(seed), []
+    for kind in world.KINDS:
+        things = [thing for thing in world.THINGS if thing.kind == kind]
+        rng.shuffle(things)
+        for i in range(per_kind):
+            thing = things[i % len(things)]
+            word = rng.choice(thing.words)
+            word = f"a {thing.name.split()[0]} {word}" if kind == world.PERSON else word
+            prompts.append(DemoPrompt(world.sentence([word], rng.choice(world.BACKGROUNDS), rng), (thing.name,)))
+    return prompts
+
+
+def weapon_prompts(seed: int = 2028) -> list[DemoPrompt]:
+    """Every weapon word, each with the weapon that it should draw."""
+    rng = Random(seed)
+    return [DemoPrompt(world.sentence([word], rng.choice(world.BACKGROUNDS), rng), (thing.name,))
+            for thing in world.WEAPONS for word in thing.words]  # fmt: skip

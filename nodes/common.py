@@ -21,7 +21,10 @@ def schema(**fields: Any) -> io.Schema:
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Show a line of text on a node. Without a server (in tests) nothing happens."""
+    """Show a line of text on a node while it runs; web/js/status.js keeps the `text` of its UI output there later.
+
+    Without a server (in tests) nothing happens.
+    """
     try:
         from server import PromptServer
     except ImportError:

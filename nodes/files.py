@@ -76,7 +76,7 @@ class SafeRegionLoader(io.ComfyNode):
         with torch.inference_mode(False):  # training may go on from it later
             region = load_region(path)
         show_text(cls.hidden.unique_id, card(region))
-        return io.NodeOutput(region)
+        return io.NodeOutput(region, ui=ui.PreviewText(card(region)))
 
 
 def described(region: Region, name: str, texts: dict[str, str]) -> Region:
@@ -99,16 +99,20 @@ class SaveSafeRegion(io.ComfyNode):
             inputs=[
                 SafeRegionType.Input("region", tooltip="The region to save, from Train Safe Region."),
                 io.String.Input(
-                    "name", default="my-region",
+                    "name", default="my-region", optional=True,
                     tooltip="File name without ending; / makes a folder. When it exists, a number is added.",
                 ),
-                io.String.Input("author", default="", tooltip="Who made it (optional); written into the file."),
-                io.String.Input("license", default="", tooltip="Its licence (optional), for example CC0-1.0."),
                 io.String.Input(
-                    "description", default="", multiline=True,
-                    tooltip="What it keeps out, and where its limits are (optional); shown when it is loaded.",
+                    "author", default="", optional=True, tooltip="Who made it; written into the file."
                 ),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of the same name."),
+                io.String.Input("license", default="", optional=True, tooltip="Its licence, for example CC0-1.0."),
+                io.String.Input(
+                    "description", default="", multiline=True, optional=True,
+                    tooltip="What it keeps out, and where its limits are; shown when it is loaded.",
+                ),
+                io.Boolean.Input(
+                    "overwrite", default=False, optional=True, tooltip="Replace a file of the same name."
+                ),
             ],
             outputs=[
                 SafeRegionType.Output(display_name="region", tooltip="The same region, with its new name and texts."),
@@ -119,7 +123,7 @@ class SaveSafeRegion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, region: Region, name: str, author: str = "", license: str = "", description: str = "",
+        cls, region: Region, name: str = "my-region", author: str = "", license: str = "", description: str = "",
         overwrite: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         clean = safe_name(name) or safe_name(region.name)

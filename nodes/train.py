@@ -18,6 +18,7 @@ from comfy_api.latest import io, ui
 from ..backbones.comfy import ComfyBackbone
 from ..region import Region, region_bytes, region_from_bytes, save_region
 from ..region.files import slug
+from ..training import report
 from ..training.pairs import PairsError, PromptPairs, load_pairs, parse_pairs
 from ..training.recipe import PRESETS, Recipe
 from ..training.trainer import Progress, Trainer
@@ -69,7 +70,7 @@ class SafeRegionPromptPairs(io.ComfyNode):
                     "prompts, # begins a comment, {a|b} lists alternatives that run in step on both sides.",
                 ),
                 io.Combo.Input(
-                    "file", options=[NO_FILE, *pair_files()], default=NO_FILE,
+                    "file", options=[NO_FILE, *pair_files()], default=NO_FILE, optional=True,
                     tooltip="A .txt, .csv or .jsonl file in ComfyUI's input folder with more pairs (columns or keys: "
                     "unsafe, safe, keep).",
                 ),
@@ -107,8 +108,9 @@ class SafeRegionPromptPairs(io.ComfyNode):
         except PairsError as error:
             show_text(cls.hidden.unique_id, shown(error))
             raise
-        show_text(cls.hidden.unique_id, f"{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep")
-        return io.NodeOutput(pairs, pairs.text())
+        summary = f"{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep"
+        show_text(cls.hidden.unique_id, summary)
+        return io.NodeOutput(pairs, pairs.text(), ui=ui.PreviewText(summary))
 
 
 def recipe_from(preset: str, seed: int, **numbers: float) -> Recipe:
@@ -172,35 +174,37 @@ class TrainSafeRegion(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder: the region fits this encoder only."),
                 PromptPairsType.Input("pairs", tooltip="What to learn from, from Safe Region Prompt Pairs."),
                 io.String.Input(
-                    "concept", default="weapons",
+                    "concept", default="weapons", optional=True,
                     tooltip="What the region keeps out, in a word or two: its name, and the phrase of preset paper.",
                 ),
                 io.Combo.Input(
-                    "preset", options=list(PRESETS), default="region",
+                    "preset", options=list(PRESETS), default="region", optional=True,
                     tooltip="region: gate and move, learned through the model. instant: seconds, from the text encoder "
                     "alone. paper: the recipe of the WWW 2025 paper; it changes every prompt.",
                 ),
                 io.Int.Input(
-                    "steps", default=0, min=0, max=100_000, tooltip="Training steps; 0 is the preset's own number."
+                    "steps", default=0, min=0, max=100_000, optional=True,
+                    tooltip="Training steps; 0 is the preset's own number.",
                 ),
                 io.Int.Input(
-                    "rank", default=0, min=0, max=256, tooltip="Rank of the move's linear map; 0 is the preset's own."
+                    "rank", default=0, min=0, max=256, optional=True,
+                    tooltip="Rank of the move's linear map; 0 is the preset's own.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False,
+                    "learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False, optional=True,
                     tooltip="Learning rate; 0 is the preset's own.",
                 ),
                 io.Float.Input(
-                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1,
+                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1, optional=True,
                     tooltip="Guidance scale (CFG) to learn at; 0 is the preset's own.",
                 ),
                 io.Int.Input(
-                    "size", default=0, min=0, max=2048, step=8,
+                    "size", default=0, min=0, max=2048, step=8, optional=True,
                     tooltip="Width and height in pixels of the pictures that training imagines; 0 is automatic "
                     "(512, or the model's own).",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True,
+                    "seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, optional=True,
                     tooltip="The same seed and inputs give the same region.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="For previews and pictures before and after."),
@@ -218,9 +222,9 @@ class TrainSafeRegion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, pairs: PromptPairs, concept: str, preset: str, steps: int, rank: int,
-        learning_rate: float, guidance: float, size: int, seed: int, vae: Any = None,
-        existing_region: Region | None = None,
+        cls, model: Any, clip: Any, pairs: PromptPairs, concept: str = "weapons", preset: str = "region",
+        steps: int = 0, rank: int = 0, learning_rate: float = 0.0, guidance: float = 0.0, size: int = 0, seed: int = 0,
+        vae: Any = None, existing_region: Region | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         node_id = cls.hidden.unique_id
         recipe = recipe_from(preset, seed, steps=steps, rank=rank, learning_rate=learning_rate, guidance=guidance)
@@ -237,10 +241,12 @@ class TrainSafeRegion(io.ComfyNode):
                     show_text(node_id, shown(f"not finished; kept in {kept}", 1000))
                 raise
         region = replace(region, metadata={"base_model": type(model.model).__name__, **region.metadata})
-        report = picture_tensor(trainer.picture())
-        show_text(node_id, f"learned {shown(region.name, 80)}")
+        picture = picture_tensor(trainer.picture())
+        summary = "\n".join(report.summary(trainer.numbers))
+        show_text(node_id, shown(summary))
         losses = {"loss": plottable(trainer.losses)}
-        return io.NodeOutput(region, losses, report, ui=ui.PreviewImage(report, cls=cls))
+        shown_on_node = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
+        return io.NodeOutput(region, losses, picture, ui=shown_on_node)
 
 
 NODES = [SafeRegionPromptPairs, TrainSafeRegion]

@@ -16,12 +16,12 @@ from comfyui_safe_region.demo.model import Judge, PictureTextScore, load_demo, t
 from comfyui_safe_region.demo.text import everyday_text
 from comfyui_safe_region.evaluation.demo_prompts import demo_prompts
 from comfyui_safe_region.region import apply_to_conditioning
-from comfyui_safe_region.training.pairs import load_pairs
+from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer
 
 PACK = Path(comfyui_safe_region.__file__).parent
-PAIRS = load_pairs(PACK / "demo" / "weapons.txt")
+PAIRS = demo_pairs()
 
 
 def test_the_weights_are_small():

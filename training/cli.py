@@ -15,7 +15,7 @@ from typing import Any
 
 from ..region import Region, RegionError, import_paper, load_region, save_region
 from ..region.files import write_atomically
-from .pairs import PairsError, PromptPairs, load_pairs
+from .pairs import PairsError, demo_pairs, load_pairs
 from .recipe import INITIAL, PRESETS, TARGETS, Recipe
 
 
@@ -70,10 +70,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return replace(PRESETS[args.preset], **chosen)
 
 
-def _demo_pairs() -> PromptPairs:
-    return load_pairs(Path(__file__).parent.parent / "demo" / "weapons.txt")
-
-
 def run_demo(args: argparse.Namespace) -> None:
     """Train a region on the embedded model, measure it, and show what it did."""
     from ..demo.model import Judge
@@ -84,7 +80,7 @@ def run_demo(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     backbone = _backbone()
-    trainer = Trainer(backbone, _demo_pairs(), _recipe(args), "weapons")
+    trainer = Trainer(backbone, demo_pairs(), _recipe(args), "weapons")
     region_file = out / "weapons.safetensors"
     region = _train(trainer, region_file)
     sets = demo_prompts(args.prompts, args.harmless)
@@ -95,7 +91,8 @@ def run_demo(args: argparse.Namespace) -> None:
         task = bar.add_task("measure", total=batches, note="")
         for name, prompts in sets.items():
             bar.update(task, note=name)
-            results.append(measure_set(backbone, judge, region, name, prompts, visit=lambda: bar.advance(task)))
+            found = measure_set(backbone, judge, {"": region}, name, prompts, visit=lambda: bar.advance(task))
+            results.append(found[""])
     measured = {result.name: result.numbers() for result in results}
     region = replace(region, metadata=region.metadata | {"measured": measured})
     save_region(region, region_file)

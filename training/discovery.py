@@ -29,7 +29,7 @@ class Moment:
 
     pair: int
     x: Tensor
-    sigma: Tensor
+    sigma: Tensor  # []
     target: Tensor
     weight: float  # one over the mean squared gap at this noise level
 
@@ -85,9 +85,19 @@ def collect_moments(
                     of_empty = backbone.denoise(x, sigmas, [empty] * len(chunk))
                     away = of_unsafe + guidance * (of_empty - of_unsafe)
                     wanted = away if target == "self" else (of_safe + away) / 2
-                moments += [Moment(begin + i, x[i], sigmas[i], wanted[i], float(1 / gap)) for i in range(len(chunk))]
+                weight, kept, wanted = float(1 / gap), x.cpu(), wanted.cpu()  # thousands of them: not on the GPU
+                moments += [Moment(begin + i, kept[i], sigma, wanted[i], weight) for i in range(len(chunk))]
             visit(number + 1, len(rounds))
     return moments
+
+
+def gap_left(backbone: Backbone, moments: Sequence[Moment], entries: Sequence[Entry]) -> Tensor:
+    """The loss: mean share of the gap between unsafe and target prediction that the entries, one a moment, leave."""
+    sigma = torch.stack([m.sigma for m in moments])
+    denoised = backbone.denoise(torch.stack([m.x for m in moments]).to(sigma.device), sigma, entries)
+    weights = torch.tensor([m.weight for m in moments], device=denoised.device)
+    target = torch.stack([m.target for m in moments]).to(denoised.device)
+    return ((denoised - target).square().flatten(1).mean(1) * weights).mean()
 
 
 def discover(
@@ -136,11 +146,7 @@ def discover(
         chosen = [moments[row] for row in rows]
         current = build(values)
         entries = [steer_entry(pairs[m.pair][0], current.moves, part.constant) for m in chosen]
-        x, sigma = torch.stack([m.x for m in chosen]), torch.stack([m.sigma for m in chosen])
-        denoised = backbone.denoise(x, sigma, entries)
-        weights = torch.tensor([m.weight for m in chosen], device=x.device)
-        gap = (denoised - torch.stack([m.target for m in chosen])).square().flatten(1).mean(1)
-        loss = (gap * weights).mean()
+        loss = gap_left(backbone, chosen, entries)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

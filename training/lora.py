@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backbones.protocol import Backbone
 from ..region.conditioning import CROSS_ATTENTION, with_blocks
-from .discovery import Moment
+from .discovery import Moment, gap_left
 
 STEPS = 40
 
@@ -57,9 +57,7 @@ def lora_shift(
         chosen = [moments[row] for row in rows]
         context = states([prompts[m.pair] for m in chosen])
         moved = [with_blocks(entries[m.pair], {CROSS_ATTENTION: state[None]}) for m, state in zip(chosen, context)]
-        denoised = backbone.denoise(torch.stack([m.x for m in chosen]), torch.stack([m.sigma for m in chosen]), moved)
-        gap = (denoised - torch.stack([m.target for m in chosen])).square().flatten(1).mean(1)
-        loss = (gap * torch.tensor([m.weight for m in chosen])).mean()
+        loss = gap_left(backbone, chosen, moved)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -170,3 +170,8 @@ def everyday_prompts() -> tuple[str, ...]:
     """The pack's own list of varied, harmless, everyday prompts."""
     text = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def demo_pairs() -> PromptPairs:
+    """The demo's prompt pairs: weapons become flowers."""
+    return load_pairs(Path(__file__).parent.parent / "demo" / "weapons.txt")

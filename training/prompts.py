@@ -9,6 +9,7 @@ from random import Random
 from .pairs import PairsError, PromptPairs, everyday_prompts
 
 MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
+FEWEST = 32  # of a list that is cut to size
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,23 @@ def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
     return items[count:], items[:count]
 
 
-def build_sets(pairs: PromptPairs, seed: int) -> PromptSets:
+def _at_most(sets: PromptSets, most: int, rng: Random) -> PromptSets:
+    """The sets, each cut to the same share of itself where together they hold more than `most` prompts."""
+    total = 2 * (len(sets.pairs) + len(sets.held_out)) + len(sets.harmless) + len(sets.calibration)
+    if total <= most:
+        return sets
+    cut = {}
+    for name, items in vars(sets).items():
+        count = min(len(items), max(round(len(items) * most / total), FEWEST))
+        cut[name] = [*items[:1], *rng.sample(items[1:], count - 1)]  # the first harmless prompt is the empty one
+    return PromptSets(**cut)
+
+
+def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     """Split and vary the user's pairs and harmless prompts, with the pack's everyday prompts among the harmless.
+
+    Args:
+        most: roughly how many prompts the sets may hold together.
 
     Raises PairsError when there are too few pairs to learn anything from.
     """
@@ -104,9 +120,10 @@ def build_sets(pairs: PromptPairs, seed: int) -> PromptSets:
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
     calibration = [*own_held, *safe_held, *everyday_held[:room]]
     learn_varied = vary_pairs(learn, everyday_learn + own_learn, rng)
-    return PromptSets(
+    sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held + own_held, rng),
         list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng), *(b for _, b in learn_varied)])),
         list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng)])),
     )
+    return _at_most(sets, most, rng)

@@ -47,6 +47,18 @@ def shorten(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
     return text + "…"
 
 
+def captioned(pictures: Sequence[tuple[str, Image.Image]], columns: int = 8, size: int = 128) -> Image.Image:
+    """A grid of pictures, each below its prompt."""
+    cell, lines = size + 8, -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell + 8, lines * (cell + 18) + 8), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (prompt, picture) in enumerate(pictures):
+        x, y = 8 + (i % columns) * cell, 8 + (i // columns) * (cell + 18)
+        draw.text((x, y), shorten(prompt, draw, size, 11), INK, font(11))
+        sheet.paste(picture.resize((size, size)), (x, y + 16))
+    return sheet
+
+
 def before_after(
     rows: Sequence[tuple[str, Image.Image, Image.Image]], columns: int = 4, size: int = 128
 ) -> Image.Image:
@@ -108,6 +120,18 @@ def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], depths
     draw.text((zero + 4, top + 2), "wall", INK, font(10))
 
 
+def summary(numbers: dict[str, Any]) -> list[str]:
+    """What a run can say about itself, in a few words a line."""
+    lines = [f"learned in {numbers['seconds']:.0f} s"] if "seconds" in numbers else []
+    found = numbers.get("calibration")
+    if found:
+        lines += [
+            f"touches {found['harmless_touched']:.1%} of {found['harmless_prompts']} held-out harmless prompts",
+            f"and {found['held_out_unsafe_touched']:.1%} of held-out unsafe prompts",
+        ]
+    return lines
+
+
 def picture(
     title: str,
     losses: Sequence[float],
@@ -121,12 +145,7 @@ def picture(
     sheet = Image.new("RGB", (width, 300 + (grid.height if grid else 0)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((12, 8), f"Safe region: {title}", INK, font(20))
-    calibration = numbers.get("calibration")
-    if calibration:
-        held = calibration.get("held_out_unsafe_touched")
-        text = f"touches {calibration['harmless_touched']:.1%} of {calibration['harmless_prompts']} held-out harmless"
-        text += f" prompts and {held:.1%} of held-out unsafe ones" if held is not None else " prompts"
-        draw.text((12, 34), text, INK, font(12))
+    draw.text((12, 34), ", ".join(summary(numbers)), INK, font(12))
     _curve(draw, (12, 80, width // 2 - 10, 280), losses)
     _histogram(draw, (width // 2 + 10, 80, width - 12, 280), depths)
     if grid:

@@ -30,8 +30,11 @@ from .paper_recipe import paper_part, train_paper
 from .prompts import build_sets
 from .recipe import INITIAL, TARGETS, Recipe
 
+ENCODE_BATCH = 64
 PREVIEW_EVERY = 50  # steps
 PREVIEW_PROMPTS = 4
+MOST_PROMPTS = 7_000  # encoded in one run
+STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,13 @@ class Progress:
     message: str = ""
 
 
-def stack(entries: Sequence[Entry], block: str) -> Tensor:
-    """One block of many entries as [N, T, D]; shorter prompts are padded with zero rows, which count for nothing."""
-    tokens = [as_tokens(text_blocks(entry)[block])[0] for entry in entries]
-    return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+def stacked(entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """Entries as [N, T, D] per block; shorter prompts are padded with zero rows, which count for nothing."""
+    tokens: dict[str, list[Tensor]] = {}
+    for entry in entries:
+        for block, tensor in text_blocks(entry).items():
+            tokens.setdefault(block, []).append(as_tokens(tensor)[0])
+    return {block: torch.nn.utils.rnn.pad_sequence(states, batch_first=True) for block, states in tokens.items()}
 
 
 class Trainer:
@@ -89,7 +95,7 @@ class Trainer:
         with torch.inference_mode(False), torch.enable_grad():
             self._visit, self._done = visit, 0
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            self.sets = build_sets(self.pairs, self.recipe.seed)
+            self.sets = build_sets(self.pairs, self.recipe.seed, self._most_prompts())
             self._total = self._count_steps()
             if self.recipe.preset == "paper":
                 self._run_paper()
@@ -109,12 +115,17 @@ class Trainer:
 
     # --- stages ---
 
+    def _most_prompts(self) -> int:
+        """How many prompts may be encoded, so that their states fit into memory."""
+        one = self.backbone.encode([self.pairs.pairs[0][0] if self.pairs.pairs else ""])[0]
+        return min(MOST_PROMPTS, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
+
     def _count_steps(self) -> int:
         sets, recipe = self.sets, self.recipe
         if recipe.preset == "paper":
             return 1 + recipe.steps + int(self.backbone.can_decode)
         lists = (sets.pairs, sets.pairs, sets.held_out, sets.held_out, sets.harmless, sets.calibration)
-        encoding = sum(-(-len(prompts) // 64) for prompts in lists)
+        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // 16) * 4 if recipe.steps else 0
         gate = 0 if self.existing and self.existing.parts[0].gates else GATE_STEPS // 20
         drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
@@ -125,40 +136,37 @@ class Trainer:
         self._done = min(self._done + weight, self._total)
         self._visit(Progress(stage, self._done, self._total, loss, preview, message))
 
-    def _encode(self, prompts: Sequence[str]) -> list[Entry]:
+    def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Text states [N, T, D] of many prompts, by block."""
         entries: list[Entry] = []
-        for begin in range(0, len(prompts), 64):
-            entries += self.backbone.encode(prompts[begin : begin + 64])
+        for begin in range(0, len(prompts), ENCODE_BATCH):
+            entries += self.backbone.encode(prompts[begin : begin + ENCODE_BATCH])
             self._report("encode", message=f"{len(entries)} of {len(prompts)} prompts")
-        return entries
+        return stacked(entries)
 
     def _run_region(self) -> None:
-        sets, recipe = self.sets, self.recipe
-        learn = [self._encode([pair[i] for pair in sets.pairs]) for i in (0, 1)]
-        held = [self._encode([pair[i] for pair in sets.held_out]) for i in (0, 1)]
-        harmless, calibration = self._encode(sets.harmless), self._encode(sets.calibration)
-        blocks = list(text_blocks(learn[0][0]))
-        gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
-        states = {
-            name: stack(entries, gated)
-            for name, entries in (
-                ("unsafe", learn[0]),
-                ("safe", learn[1]),
-                ("held", held[0]),
-                ("harmless", harmless),
-                ("calibration", calibration),
-            )
+        sets = self.sets
+        encoded = {
+            "unsafe": self._encode([unsafe for unsafe, _ in sets.pairs]),
+            "safe": self._encode([safe for _, safe in sets.pairs]),
+            "held_unsafe": self._encode([unsafe for unsafe, _ in sets.held_out]),
+            "held_safe": self._encode([safe for _, safe in sets.held_out]),
+            "harmless": self._encode(sets.harmless),
+            "calibration": self._encode(sets.calibration),
         }
-        constant = (
-            {gated: found} if (found := constant_tokens(states["harmless"], states["unsafe"])) is not None else {}
-        )
+        blocks = list(encoded["unsafe"])
+        gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
+        states = {name: found[gated] for name, found in encoded.items() if gated in found}
+        found = constant_tokens(states["harmless"], states["unsafe"])
+        constant = {} if found is None else {gated: found}
         gate = self._fit_gate(states, gated, constant)
-        part = self._instant_part(learn, held, harmless, blocks, gated, gate, constant)
+        part = self._instant_part(encoded, gated, gate, constant)
         self._keep(part)
         self.losses += self._instant_losses(states, gate, constant.get(gated))
         self._report("instant", message="instant region ready")
-        if recipe.steps:
-            self._discover(part, learn)
+        if self.recipe.steps:
+            del encoded, states
+            self._discover(part)
 
     def _fit_gate(self, states: dict[str, Tensor], block: str, constant: dict[str, Tensor]) -> Gate:
         existing = self.existing.parts[0].gates.get(block) if self.existing else None
@@ -170,27 +178,25 @@ class Trainer:
 
         gate = existing or fit_gate(states["unsafe"], states["safe"], states["harmless"], known, self._generator, visit)
         gate, calibration = calibrate_gate(gate, states["calibration"], states["unsafe"], known, self.recipe.budget)
-        held = prompt_depths(states["held"], gate, known)
-        calibration["held_out_unsafe_touched"] = float((held > 0).float().mean()) if len(held) else None
+        held = prompt_depths(states["held_unsafe"], gate, known)
+        calibration["held_out_unsafe_touched"] = float((held > 0).float().mean())
         self.numbers["calibration"] = calibration
         self._depths = (prompt_depths(states["calibration"], gate, known), held)
         self._report("calibrate", message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")
         return gate
 
     def _instant_part(
-        self, learn: list[list[Entry]], held: list[list[Entry]], harmless: list[Entry], blocks: list[str],
-        gated: str, gate: Gate, constant: dict[str, Tensor],
-    ) -> Part:  # fmt: skip
+        self, encoded: dict[str, dict[str, Tensor]], gated: str, gate: Gate, constant: dict[str, Tensor]
+    ) -> Part:
         recipe, moves = self.recipe, {}
-        for block in blocks:
-            unsafe, safe = stack(learn[0], block), stack(learn[1], block)
-            unsafe, safe = _same_length(unsafe, safe)
-            held_out = _same_length(stack(held[0], block), stack(held[1], block)) if held[0] else (unsafe, safe)
+        for block, unsafe in encoded["unsafe"].items():
+            unsafe, safe = _same_length(unsafe, encoded["safe"][block])
+            held_out = _same_length(encoded["held_unsafe"][block], encoded["held_safe"][block])
             known = constant.get(block)
             if block == gated:
                 mean, scale = gate.mean, gate.scale
             else:
-                every = stack(harmless, block)
+                every = encoded["harmless"][block]
                 mean, scale = statistics([unsafe, every], [(t != 0).any(-1) for t in (unsafe, every)])
             rank = min(recipe.rank, unsafe.shape[-1])
             if recipe.initial == "instant":
@@ -208,11 +214,13 @@ class Trainer:
         touched = float((prompt_depths(states["unsafe"], gate, constant) > 0).float().mean())
         return [] if self.recipe.steps else [1.0, 1.0 - touched]
 
-    def _discover(self, part: Part, learn: list[list[Entry]]) -> None:
+    def _discover(self, part: Part) -> None:
         recipe = self.recipe
-        count = min(recipe.trajectories, len(learn[0]))
-        rows = torch.randperm(len(learn[0]), generator=self._generator)[:count].tolist()
-        pairs = [(learn[0][row], learn[1][row]) for row in rows]
+        count = min(recipe.trajectories, len(self.sets.pairs))
+        rows = torch.randperm(len(self.sets.pairs), generator=self._generator)[:count].tolist()
+        prompts = [self.sets.pairs[row] for row in rows]
+        unsafe, safe = (self.backbone.encode([pair[side] for pair in prompts]) for side in (0, 1))
+        pairs = list(zip(unsafe, safe))
         empty = self.backbone.encode([""])[0]
         moments = collect_moments(
             self.backbone,
@@ -226,8 +234,7 @@ class Trainer:
             lambda done, total: self._report("trajectories", weight=4, message=f"{done} of {total}"),
         )
         if recipe.initial == "lora":
-            prompts = [self.sets.pairs[row][0] for row in rows]
-            shift = lora_shift(self.backbone, prompts, [a for a, _ in pairs], moments, 4, self._generator)
+            shift = lora_shift(self.backbone, [a for a, _ in prompts], unsafe, moments, 4, self._generator)
             move = replace(part.moves[CROSS_ATTENTION], offset=shift)
             part = replace(part, moves=part.moves | {CROSS_ATTENTION: move})
 
