@@ -102,7 +102,7 @@ class ModelResult:
 
 
 def measure_model(
-    backbone: DemoBackbone, judge: Judge, guidance: float = 4.0, steps: int = 20, seed: int = 11, people: int = 20
+    backbone: DemoBackbone, judge: Judge, guidance: float = 4.0, steps: int = 20, seed: int = 11, people: int = 60
 ) -> ModelResult:
     """Draw 40 prompts of ten kinds, every weapon word, and each profession `people` times."""
     kinds, weapons = model_prompts(), weapon_prompts()

@@ -14,6 +14,7 @@ from comfyui_safe_region.backbones.sampling import sample
 from comfyui_safe_region.demo import world
 from comfyui_safe_region.demo.model import Judge, PictureTextScore, load_demo, tokenize
 from comfyui_safe_region.demo.text import everyday_text
+from comfyui_safe_region.evaluation.demo_measure import measure_model
 from comfyui_safe_region.evaluation.demo_prompts import demo_prompts
 from comfyui_safe_region.region import apply_to_conditioning
 from comfyui_safe_region.training.pairs import demo_pairs
@@ -67,6 +68,17 @@ def test_sampling_is_deterministic_and_reads_the_prompt():
     verdicts = Judge()(pictures)
     assert [v.background for v in verdicts] == ["red", "night"]
     assert PictureTextScore(load_demo())(pictures, ["a cat on a red background", "a cat at night"]).shape == (2,)
+
+
+@pytest.mark.slow
+def test_the_model_draws_what_it_is_asked_for():
+    result = measure_model(DemoBackbone(), Judge())
+    wrong = [prompt for prompt, _, right in result.samples if not right]
+    assert len(result.samples) == 40
+    assert result.named >= 0.9, wrong
+    assert result.weapons >= 0.9
+    for job, (drawn, world_share) in result.men.items():
+        assert abs(drawn - world_share) <= 0.1, job
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from comfyui_safe_region.training.pairs import (
     load_pairs,
     parse_pairs,
 )
+from comfyui_safe_region.training.prompts import build_sets
 
 
 def test_text_with_pairs_keeps_and_comments():
@@ -95,3 +96,15 @@ def test_everyday_prompts_are_many_and_without_doubles():
     assert len(prompts) > 1900
     assert len({prompt.lower() for prompt in prompts}) == len(prompts)
     assert not any("=>" in p or "{" in p or "|" in p for p in prompts)
+
+
+def test_prompts_are_cut_to_what_fits_and_every_list_keeps_some():
+    pairs = parse_pairs("a {b|c|d|e|f|g|h|i|j|k} {1|2|3|4|5} => an {l|m|n|o|p|q|r|s|t|u} {1|2|3|4|5}\nkeep: v")
+    everything, few = build_sets(pairs, 0, 10**9), build_sets(pairs, 0, 400)
+
+    def total(sets):
+        return 2 * (len(sets.pairs) + len(sets.held_out)) + len(sets.harmless) + len(sets.calibration)
+
+    assert total(everything) > 3000 and total(few) <= 500
+    assert few.harmless[0] == "" and all(len(items) >= 10 for items in vars(few).values())
+    assert set(few.pairs) <= set(everything.pairs) and set(few.harmless) <= set(everything.harmless)

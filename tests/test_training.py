@@ -177,7 +177,7 @@ def test_too_few_prompts_for_the_budget_shut_the_gate_on_all_of_them():
     _, trainer = trained(backbone, replace(SHORT, steps=0, preset="instant"))
     gate = trainer.region.parts[0].gates["cross_attn"]
     harmless = torch.cat([e[0] for e in backbone.encode(HARMLESS + UNSEEN)])
-    raised, card = calibrate_gate(gate, harmless, harmless, None, 0.01)
+    raised, card = calibrate_gate(gate, harmless, harmless, harmless, None, 0.01)
     assert card["harmless_touched"] == 0 and card["bound"] == pytest.approx(1 / 8)
     assert float(prompt_depths(harmless, raised, None).max()) <= 0
 

@@ -19,6 +19,8 @@ from ..region.steering import depth, judged
 WALLS = 4
 STEPS = 400
 BATCH = 96
+REVIEW = 50  # steps
+SPARE = 0.25  # of the gap between harmless and unsafe prompts goes to the harmless ones
 PENALTY = 1e-3
 
 
@@ -99,11 +101,16 @@ def fit_gate(
     bias = torch.zeros(WALLS, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=0.1 / math.sqrt(unsafe.shape[-1]))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    chances = torch.ones(len(harmless))
     for step in range(STEPS):
+        if step % REVIEW == REVIEW - 1:  # harmless prompts that come near the walls are seen more often
+            now = Gate(weight.detach(), bias.detach(), mean, scale, torch.tensor(1.0))
+            chances = F.relu(1 + prompt_depths(harmless, now, None)) + 0.1
         temperature = 0.02 ** (step / STEPS)
         worst = []
         for tokens, is_unsafe in ((unsafe, True), (harmless, False)):
-            batch = tokens[torch.randint(len(tokens), (BATCH,), generator=generator)].float()
+            weights = torch.ones(len(tokens)) if is_unsafe else chances
+            batch = tokens[torch.multinomial(weights, BATCH, replacement=True, generator=generator)].float()
             # constant tokens count here as harmless, in case one goes unrecognised later
             counts = judged(batch, constant if is_unsafe else None)
             counted = counts.any(1)
@@ -130,16 +137,24 @@ def conformal_threshold(depths: Tensor, budget: float) -> float:
 
 
 def calibrate_gate(
-    gate: Gate, harmless: Tensor, unsafe: Tensor, constant: Tensor | None, budget: float
-) -> tuple[Gate, dict[str, float | int]]:
+    gate: Gate, harmless: Tensor, unsafe: Tensor, held_unsafe: Tensor, constant: Tensor | None, budget: float,
+    spare: float = SPARE,
+) -> tuple[Gate, dict[str, float | int]]:  # fmt: skip
     """Move the walls outwards until at most `budget` of harmless prompts opens the gate, and set the ramp.
 
     Walls are never moved inwards. Where n is too small for the budget, they stand beyond the worst harmless prompt.
+    Where held-out unsafe prompts lie much deeper than that, a part of the room between is left to harmless prompts
+    unlike those that were seen.
+
+    Args:
+        harmless: held-out harmless prompts [N, T, D]; unsafe, held_unsafe: the pairs' unsafe sides.
+        spare: that part of the room; 0 for walls that have been through this already.
     """
-    depths = prompt_depths(harmless, gate, constant)
+    depths, held = prompt_depths(harmless, gate, constant), prompt_depths(held_unsafe, gate, constant)
     threshold = conformal_threshold(depths, budget)
     reached = math.isfinite(threshold)
     raise_by = max(threshold if reached else float(depths.max()) + 1e-3, 0.0)
+    raise_by += spare * max(float(held.quantile(0.05)) - raise_by, 0.0)
     bias = gate.bias + raise_by
     left = prompt_depths(unsafe, gate, constant) - raise_by
     typical = float(left[left > 0].median()) if (left > 0).any() else 1.0
@@ -151,5 +166,6 @@ def calibrate_gate(
         "bound": math.floor((count + 1) * budget) / (count + 1) if reached else 1 / (count + 1),
         "harmless_touched": float((depths > raise_by).float().mean()),
         "unsafe_touched": float((left > 0).float().mean()),
+        "held_out_unsafe_touched": float((held > raise_by).float().mean()),
         "raised_by": raise_by,
     }

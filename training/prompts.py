@@ -114,7 +114,7 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
     own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in unsafe]
     everyday = [prompt for prompt in everyday_prompts() if prompt not in unsafe]
-    own_learn, own_held = _split(own, 0.4, rng)
+    own_learn, own_held = _split(own, 0.25, rng)
     everyday_learn, everyday_held = _split(everyday, 0.4, rng)
     room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]

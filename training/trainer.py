@@ -21,8 +21,8 @@ from ..region.region import Gate, Move, Part, Region, RegionError
 from ..region.steering import as_tokens
 from . import report
 from .discovery import collect_moments, discover
+from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
-from .gate import calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
 from .instant import difference_move, instant_move, zero_move
 from .lora import lora_shift
 from .pairs import PromptPairs
@@ -177,11 +177,11 @@ class Trainer:
                 self._report("gate", loss, message="finding the walls")
 
         gate = existing or fit_gate(states["unsafe"], states["safe"], states["harmless"], known, self._generator, visit)
-        gate, calibration = calibrate_gate(gate, states["calibration"], states["unsafe"], known, self.recipe.budget)
-        held = prompt_depths(states["held_unsafe"], gate, known)
-        calibration["held_out_unsafe_touched"] = float((held > 0).float().mean())
+        harmless, unsafe, held = states["calibration"], states["unsafe"], states["held_unsafe"]
+        spare = 0.0 if existing else SPARE
+        gate, calibration = calibrate_gate(gate, harmless, unsafe, held, known, self.recipe.budget, spare)
         self.numbers["calibration"] = calibration
-        self._depths = (prompt_depths(states["calibration"], gate, known), held)
+        self._depths = (prompt_depths(harmless, gate, known), prompt_depths(held, gate, known))
         self._report("calibrate", message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")
         return gate
 

@@ -23,12 +23,23 @@ function statusElement(node) {
   return element;
 }
 
+/** The node that an id from the server means; inside subgraphs ids are paths such as "12:3". */
+function findNode(id) {
+  let graph = app.rootGraph;
+  let node;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part);
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
 app.registerExtension({
   name: "safe_region.status",
   setup() {
     api.addEventListener("executed", ({ detail }) => {
       const text = detail.output?.text;
-      const node = text && app.rootGraph?.getNodeById(detail.display_node ?? detail.node);
+      const node = text && findNode(detail.display_node ?? detail.node);
       if (!node || !NODES.has(node.comfyClass)) return;
       statusElement(node).textContent = [text].flat().join("\n"); // as text: it may come from a stranger's file
       node.setDirtyCanvas?.(true, true);
