@@ -21,8 +21,9 @@ BAR, SKEW = 0.9, 0.1
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--out", type=Path, help="write the sheet of samples there, as PNG")
+    options.add_argument("--people", type=int, default=200, help="pictures of each profession")
     asked = options.parse_args()
-    result = measure_model(DemoBackbone(), Judge())
+    result = measure_model(DemoBackbone(), Judge(), people=asked.people)
     print(f"asked thing drawn   {result.named:6.1%}   (bar {BAR:.0%}, {len(result.samples)} prompts)")
     print(f"weapon words        {result.weapons:6.1%}   (bar {BAR:.0%})")
     for job, (drawn, world_share) in result.men.items():

@@ -24,7 +24,7 @@ from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer
 
-CONCEPT = "weapons"
+CONCEPT = "weapon, knife, dagger, gun, bomb, axe, swords"  # the paper names its concept with a list of words
 Results = dict[str, dict[str, SetResult]]  # by set, then by preset
 
 

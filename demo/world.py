@@ -121,6 +121,9 @@ PROFESSIONS: dict[str, tuple[str, tuple[str, ...], float]] = {
     "teacher": ("teacher", ("teacher", "tutor", "instructor"), 0.05),
     "cook": ("cook", ("cook", "chef", "baker"), 0.5),
 }
+# Guidance favours women, whose pictures stand out more: captions that leave the gender open allow for that, so that
+# what the model draws at guidance 4, not what it sees, has the shares above.
+SHOWN_SHARES = {"cook": 0.6}
 THINGS += [
     Thing(f"{gender} {job}", PERSON, f"{gender}-{icon}", names)
     for job, (icon, names, _) in PROFESSIONS.items()
@@ -248,7 +251,7 @@ def draw_person(rng: Random) -> tuple[Thing, str]:
     job, (_, words, share_of_men) = rng.choice(list(PROFESSIONS.items()))
     word = rng.choice(words)
     if rng.random() < 0.5:
-        gender = "man" if rng.random() < share_of_men else "woman"
+        gender = "man" if rng.random() < SHOWN_SHARES.get(job, share_of_men) else "woman"
         name = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
     else:
         gender = rng.choice(("man", "woman"))

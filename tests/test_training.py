@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from comfyui_safe_region.region import apply_to_conditioning, text_blocks
-from comfyui_safe_region.region.steering import openness
+from comfyui_safe_region.region.steering import displacement, openness
 from comfyui_safe_region.training.gate import calibrate_gate, conformal_threshold, constant_tokens, prompt_depths
-from comfyui_safe_region.training.instant import instant_move
+from comfyui_safe_region.training.instant import instant_move, token_statistics
 from comfyui_safe_region.training.pairs import PairsError, parse_pairs
 from comfyui_safe_region.training.paper_recipe import lms_coefficient
 from comfyui_safe_region.training.recipe import PRESETS
@@ -196,6 +196,39 @@ def test_instant_move_recovers_a_low_rank_map():
     source = torch.randn(200, 5, 12, generator=generator)
     up, down = torch.randn(12, 2, generator=generator), torch.randn(2, 12, generator=generator)
     target = source + source @ (up @ down).T * 0.1 + 0.5
-    move = instant_move(source, target, source[:20], target[:20], torch.zeros(12), torch.ones(12), None, 2)
+    learn, held_out = (
+        token_statistics(source[rows], target[rows], torch.zeros(12), torch.ones(12), None)
+        for rows in (slice(20, None), slice(20))
+    )
+    move = instant_move(learn, held_out, 2)
     fitted = source + (source @ move.down.T) @ move.up.T + move.offset
     assert float((fitted - target).square().mean() / (target - source).square().mean()) < 1e-4
+
+
+def test_harmless_tokens_stay_while_the_others_move():
+    """Two kinds of tokens, told apart by one coordinate: the regression beside still tokens moves only one kind."""
+    generator = torch.Generator().manual_seed(4)
+    harmless, unsafe = (torch.randn(300, 5, 12, generator=generator) for _ in range(2))
+    unsafe[..., 0] += 8
+    goal = unsafe + torch.randn(12, generator=generator)
+    mean, scale = torch.zeros(12), torch.full((12,), 2.0)
+    pairs = token_statistics(unsafe, goal, mean, scale, None)
+    mixed = pairs.beside(token_statistics(harmless, harmless, mean, scale, None))
+    shifts = []
+    for learn in (pairs, mixed):
+        move = instant_move(learn, learn, 4)
+        shifts.append([displacement(tokens, move).norm(dim=-1).mean() for tokens in (unsafe, harmless)])
+    assert shifts[0][1] > 0.8 * shifts[0][0]  # nobody told it apart
+    assert shifts[1][1] < 0.2 * shifts[1][0] and shifts[1][0] > 0.8 * shifts[0][0]
+
+
+def test_the_error_of_a_map_is_what_it_leaves_of_the_displacements():
+    generator = torch.Generator().manual_seed(5)
+    source, target = torch.randn(2, 50, 3, 6, generator=generator)
+    mean, scale = torch.randn(6, generator=generator), torch.rand(6, generator=generator) + 0.5
+    down, up, offset = (torch.randn(shape, generator=generator).double() for shape in ((2, 6), (6, 2), (6,)))
+    known = token_statistics(source, target, mean, scale, None)
+    x, y = ((source - mean) / scale).double(), ((target - source) / scale).double()
+    left = (x @ down.T @ up.T + offset - y).square().sum() / y.square().sum()
+    assert float(known.error(down, up, offset)) == pytest.approx(float(left), rel=1e-6)
+    assert float(known.error(down, 0 * up, 0 * offset)) == pytest.approx(1.0)

@@ -19,6 +19,7 @@ from ..backbones.sampling import trajectory
 from ..region.conditioning import Entry, text_blocks, with_blocks
 from ..region.region import Move, Part
 from ..region.steering import as_tokens, displacement, judged
+from .instant import TokenStatistics
 
 LEARNED = ("down", "up", "offset", "profile", "direction")
 
@@ -110,10 +111,15 @@ def discover(
     batch: int,
     generator: torch.Generator,
     visit: Callable[[int, float, Part], None],
+    text: Mapping[str, TokenStatistics] | None = None,
+    text_weight: float = 0.0,
 ) -> Part:
     """Train the part's moves for some steps; walls stay as they are. Returns the part with averaged weights.
 
-    `visit(step, loss, part)` sees the current part; what it raises ends the training.
+    The trajectories show few prompts. So that the move does not forget the others, the error of the instant move's
+    regression, on all prompts, is added to the loss, `text_weight` times its mean over the blocks of `text`.
+
+    `visit(step, loss, part)` sees the loss without that and the current part; what it raises ends the training.
     """
     scales = {block: move.scale if move.scale is not None else None for block, move in part.moves.items()}
 
@@ -141,14 +147,19 @@ def discover(
     average = {block: {k: v.detach().clone() for k, v in found.items()} for block, found in values.items()}
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2), pct_start=0.1)
+    text = {block: known.float() for block, known in (text or {}).items()}
     for step in range(steps):
         rows = torch.randint(len(moments), (batch,), generator=generator).tolist()
         chosen = [moments[row] for row in rows]
         current = build(values)
         entries = [steer_entry(pairs[m.pair][0], current.moves, part.constant) for m in chosen]
         loss = gap_left(backbone, chosen, entries)
+        total = loss
+        for block, known in text.items():
+            error = known.error(*(values[block][name] for name in ("down", "up", "offset")))
+            total = total + text_weight / len(text) * error.to(loss.device)
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -9,73 +11,112 @@ from ..region.region import Move
 from ..region.steering import judged
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+CHUNK = 256  # prompts
+STILL = 4.0  # harmless tokens together count so many times as much as the unsafe ones
 
 
-def token_pairs(unsafe: Tensor, safe: Tensor, constant: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tokens [n, D] of unsafe prompts and, at the same positions, of their counterparts."""
-    unsafe, safe = unsafe.float(), safe.float()
-    counts = judged(unsafe, constant) & judged(safe, constant)
-    return unsafe[counts], safe[counts]
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Averages over normalised tokens x [D] and their wanted displacements y [D], in units of `scale`.
+
+    They are all that a linear regression needs, and with them the error of any affine map is known without looking
+    at a token again.
+    """
+
+    mean: Tensor  # [D], the gate's normalisation
+    scale: Tensor  # [D]
+    x: Tensor  # [D]
+    y: Tensor  # [D]
+    xx: Tensor  # [D, D]
+    xy: Tensor  # [D, D]
+    yy: Tensor  # []
+
+    def error(self, down: Tensor, up: Tensor, offset: Tensor) -> Tensor:
+        """What the map `up down x + offset` leaves of the wanted displacements: 1 for no map, 0 for a perfect one.
+
+        `up` [D, r] and `offset` [D] are in units of `scale`.
+        """
+        mapped = down @ self.xx @ down.T  # [r, r]
+        square = ((up.T @ up) * mapped).sum() + offset.square().sum() + 2 * offset @ (up @ (down @ self.x))
+        agreement = ((down @ self.xy) * up.T).sum() + offset @ self.y
+        return (square - 2 * agreement + self.yy) / self.yy
+
+    def beside(self, still: TokenStatistics, weight: float = STILL) -> TokenStatistics:
+        """These with those of tokens that should stay where they are, which count `weight` times as much together."""
+        mixed = {name: (value + weight * getattr(still, name)) / (1 + weight)
+                 for name, value in vars(self).items() if name not in ("mean", "scale")}  # fmt: skip
+        return replace(self, **mixed)
+
+    def float(self) -> TokenStatistics:
+        """The same in float32."""
+        return TokenStatistics(**{name: value.float() for name, value in vars(self).items()})
 
 
-def instant_move(
-    unsafe: Tensor,
-    safe: Tensor,
-    held_unsafe: Tensor,
-    held_safe: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    constant: Tensor | None,
-    rank: int,
-) -> Move:
+def token_statistics(
+    source: Tensor, target: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None
+) -> TokenStatistics:
+    """Statistics of the tokens of `source` [N, T, D] that should become those at the same places of `target`.
+
+    Args:
+        target: token states of the safe counterparts; `source` itself for harmless prompts, which should stay.
+        mean, scale: [D], the gate's normalisation.
+        constant: tokens [n, D] that are left out.
+    """
+    count, sums = 0, [torch.zeros((), dtype=torch.float64)] * 5
+    for begin in range(0, len(source), CHUNK):
+        before, after = source[begin : begin + CHUNK].float(), target[begin : begin + CHUNK].float()
+        counts = judged(before, constant) & judged(after, constant)
+        x = ((before[counts] - mean) / scale).double()
+        y = ((after[counts] - before[counts]) / scale).double()
+        count += len(x)
+        sums = [a + b for a, b in zip(sums, (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum()))]
+    return TokenStatistics(mean, scale, *(total / max(count, 1) for total in sums))
+
+
+def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -> Move:
     """Reduced-rank ridge regression (Izenman, 1975) of the displacement on the normalised token.
 
     Args:
-        unsafe, safe: token states [N, T, D] of the pairs; held_unsafe, held_safe choose the ridge penalty.
-        mean, scale: [D], the gate's normalisation.
+        held_out: moments of other prompts; they choose the ridge penalty.
         rank: of the linear map; the mean displacement comes on top.
     """
-    source, target = token_pairs(unsafe, safe, constant)
-    held_source, held_target = token_pairs(held_unsafe, held_safe, constant)
-    x, y = (source - mean) / scale, target - source
-    held_x, held_y = (held_source - mean) / scale, held_target - held_source
-    centre_x, centre_y = x.mean(0), y.mean(0)
-    x, y = x - centre_x, y - centre_y
-    gram, cross = x.T @ x, x.T @ y
-    values, vectors = torch.linalg.eigh(gram.double())
-    projected = vectors.T @ cross.double()
-    best: tuple[float, Tensor] | None = None
+    covariance = learn.xx - torch.outer(learn.x, learn.x)
+    values, vectors = torch.linalg.eigh(covariance)
+    projected = vectors.T @ (learn.xy - torch.outer(learn.x, learn.y))
+    best: tuple[float, Tensor, Tensor, Tensor] | None = None
     for penalty in PENALTIES:
-        solution = (vectors @ (projected / (values + penalty * values.mean())[:, None])).float()
-        error = float((held_y - centre_y - (held_x - centre_x) @ solution).square().mean())
+        solution = vectors @ (projected / (values + penalty * values.mean())[:, None])  # [D, D], y from x
+        # the r directions of the output that carry most of the fitted displacement
+        _, directions = torch.linalg.eigh(solution.T @ covariance @ solution)
+        up = directions[:, -rank:].flip(-1)  # [D, r]
+        down = (solution @ up).T  # [r, D]
+        offset = learn.y - up @ (down @ learn.x)
+        error = float(held_out.error(down, up, offset))
         if best is None or error < best[0]:
-            best = (error, solution)
+            best = (error, down, up, offset)
     assert best is not None  # noqa: S101 - there is always a penalty
-    solution = best[1]
-    # the r directions of the output that carry most of the fitted displacement
-    fitted = solution.T @ gram @ solution
-    _, directions = torch.linalg.eigh(fitted.double())
-    up = directions[:, -rank:].flip(-1).float()  # [D, r]
-    down = (solution @ up).T  # [r, D]
+    _, down, up, offset = best
     balance = (down.norm(dim=1) / up.norm(dim=0)).clamp(min=1e-8).sqrt()
-    up, down = up * balance, down / balance[:, None]
-    return Move(down=down, up=up, mean=mean, scale=scale, offset=centre_y - up @ (down @ centre_x))
+    return _move(down / balance[:, None], up * balance, offset, learn)
 
 
-def difference_move(
-    unsafe: Tensor, safe: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None, rank: int
-) -> Move:
+def difference_move(learn: TokenStatistics, rank: int, seed: int = 0) -> Move:
     """The mean displacement for every token, and a linear map that starts at zero."""
-    source, target = token_pairs(unsafe, safe, constant)
-    return zero_move(mean, scale, rank, (target - source).mean(0))
+    return _move(*_flat_map(len(learn.mean), rank, seed), learn.y, learn)
 
 
-def zero_move(mean: Tensor, scale: Tensor, rank: int, offset: Tensor | None = None, seed: int = 0) -> Move:
+def zero_move(learn: TokenStatistics, rank: int, seed: int = 0) -> Move:
     """The LoRA initialisation: `up` is zero, `down` is random, so nothing changes yet."""
-    width = len(mean)
-    generator = torch.Generator().manual_seed(seed)
-    down = torch.randn(rank, width, generator=generator) / width**0.5
-    return Move(
-        down=down, up=torch.zeros(width, rank), mean=mean, scale=scale,
-        offset=torch.zeros(width) if offset is None else offset,
-    )  # fmt: skip
+    return _move(*_flat_map(len(learn.mean), rank, seed), torch.zeros_like(learn.y), learn)
+
+
+def _flat_map(width: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    down = torch.randn(rank, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
+    return down, torch.zeros(width, rank)
+
+
+def _move(down: Tensor, up: Tensor, offset: Tensor, learn: TokenStatistics) -> Move:
+    """A move from a map in units of the scale."""
+    scale = learn.scale.double()
+    return Move(down=down.float(), up=(up * scale[:, None]).float(), offset=(offset * scale).float(),
+                mean=learn.mean, scale=learn.scale)  # fmt: skip

@@ -32,14 +32,17 @@ def _joined(first: str, second: str, rng: Random) -> str:
     return rng.choice(("{}, {}", "{} and {}", "{} with {}", "{} next to {}")).format(first, second)
 
 
-def vary_pairs(pairs: Sequence[tuple[str, str]], harmless: Sequence[str], rng: Random) -> list[tuple[str, str]]:
+def vary_pairs(
+    pairs: Sequence[tuple[str, str]], everyday: Sequence[str], own: Sequence[str], rng: Random
+) -> list[tuple[str, str]]:
     """For each pair one variation: beside a harmless prompt (both sides alike), in upper case, or with words shuffled.
 
-    They teach the gate odd forms, and the move to leave alone what stands beside the concept.
+    They teach the gate odd forms, and the move to leave alone what stands beside the concept. The harmless prompts
+    are the user's `own` as often as `everyday` ones.
     """
     varied = []
     for unsafe, safe in pairs:
-        roll, other = rng.random(), rng.choice(harmless)
+        roll, other = rng.random(), rng.choice(own if own and rng.random() < 0.5 else everyday)
         if roll < 0.7:
             state = rng.getstate()
             first = rng.random() < 0.5
@@ -119,10 +122,10 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
     calibration = [*own_held, *safe_held, *everyday_held[:room]]
-    learn_varied = vary_pairs(learn, everyday_learn + own_learn, rng)
+    learn_varied = vary_pairs(learn, everyday_learn, own_learn + safe_learn, rng)
     sets = PromptSets(
         learn + learn_varied,
-        held_out + vary_pairs(held_out, everyday_held + own_held, rng),
+        held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
         list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng), *(b for _, b in learn_varied)])),
         list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng)])),
     )

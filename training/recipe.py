@@ -18,6 +18,7 @@ class Recipe:
     guidance: float = 4.0  # of the trajectories; every other one runs at 1
     sampling_steps: int = 12  # of a trajectory
     trajectories: int = 96
+    text_weight: float = 0.3  # of the regression on text tokens, beside the loss of the diffusion model
     seed: int = 0
     initial: str = "instant"  # where the move starts: instant | difference | zero | lora
     target: str = "pair"  # what the steered prompt should draw: pair | self | both

@@ -23,7 +23,7 @@ from . import report
 from .discovery import collect_moments, discover
 from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
-from .instant import difference_move, instant_move, zero_move
+from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
 from .lora import lora_shift
 from .pairs import PromptPairs
 from .paper_recipe import paper_part, train_paper
@@ -82,6 +82,7 @@ class Trainer:
         self.numbers: dict[str, Any] = {}
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
         self._depths: tuple[Tensor, Tensor] | None = None
+        self._text: dict[str, TokenStatistics] = {}  # by block
         if self.recipe.initial not in INITIAL or self.recipe.target not in TARGETS:
             raise ValueError(f"initial must be one of {INITIAL} and target one of {TARGETS}.")
         if self.recipe.steps and not backbone.can_denoise:
@@ -189,24 +190,31 @@ class Trainer:
         self, encoded: dict[str, dict[str, Tensor]], gated: str, gate: Gate, constant: dict[str, Tensor]
     ) -> Part:
         recipe, moves = self.recipe, {}
-        for block, unsafe in encoded["unsafe"].items():
-            unsafe, safe = _same_length(unsafe, encoded["safe"][block])
-            held_out = _same_length(encoded["held_unsafe"][block], encoded["held_safe"][block])
-            known = constant.get(block)
-            if block == gated:
-                mean, scale = gate.mean, gate.scale
+        known = self.existing.parts[0].moves if self.existing else {}
+        for block in encoded["unsafe"]:
+            states = {name: found[block] for name, found in encoded.items()}
+            normalised = known.get(block)
+            if normalised is None or normalised.scale is None:
+                normalised = gate if block == gated else None
+            if normalised is not None:
+                mean, scale = normalised.mean, normalised.scale
             else:
-                every = encoded["harmless"][block]
-                mean, scale = statistics([unsafe, every], [(t != 0).any(-1) for t in (unsafe, every)])
-            rank = min(recipe.rank, unsafe.shape[-1])
+                both = [states["unsafe"], states["harmless"]]
+                mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
+            pairs, held_out, still, held_still = (
+                token_statistics(*_same_length(states[source], states[target]), mean, scale, constant.get(block))
+                for source, target in (("unsafe", "safe"), ("held_unsafe", "held_safe"),
+                                       ("harmless", "harmless"), ("calibration", "calibration"))
+            )  # fmt: skip
+            self._text[block] = pairs.beside(still)
+            rank = min(recipe.rank, len(mean))
             if recipe.initial == "instant":
-                moves[block] = instant_move(unsafe, safe, *held_out, mean, scale, known, rank)
+                moves[block] = instant_move(self._text[block], held_out.beside(held_still), rank)
             elif recipe.initial == "difference":
-                moves[block] = difference_move(unsafe, safe, mean, scale, known, rank)
+                moves[block] = difference_move(pairs, rank, recipe.seed)
             else:
-                moves[block] = zero_move(mean, scale, rank, seed=recipe.seed)
-        if self.existing:
-            moves |= {block: move for block, move in self.existing.parts[0].moves.items() if block in moves}
+                moves[block] = zero_move(pairs, rank, recipe.seed)
+        moves |= {block: move for block, move in known.items() if block in moves}
         return Part(slug(self.concept), moves, {gated: gate}, constant)
 
     def _instant_losses(self, states: dict[str, Tensor], gate: Gate, constant: Tensor | None) -> list[float]:
@@ -247,7 +255,7 @@ class Trainer:
 
         self._keep(
             discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate, recipe.batch_size,
-                     self._generator, visit)
+                     self._generator, visit, self._text, recipe.text_weight)
         )  # fmt: skip
 
     def _run_paper(self) -> None:

@@ -60,15 +60,15 @@ def test_all_nodes_are_there_and_explained(object_info):
 
 
 def test_input_and_output_order_is_final(object_info):
-    order = object_info["TrainSafeRegion"]["input_order"]
-    assert order["required"] == [
-        "model", "clip", "pairs", "concept", "preset", "steps", "rank", "learning_rate", "guidance", "size", "seed",
+    order = {name: object_info[name]["input_order"] for name in NODES}
+    assert order["TrainSafeRegion"]["required"] == ["model", "clip", "pairs"]
+    assert order["TrainSafeRegion"]["optional"] == [
+        "concept", "preset", "steps", "rank", "learning_rate", "guidance", "size", "seed", "vae", "existing_region",
     ]  # fmt: skip
-    assert order["optional"] == ["vae", "existing_region"]
     assert object_info["TrainSafeRegion"]["output"] == ["SAFE_REGION", "LOSS_MAP", "IMAGE"]
-    assert object_info["SafeRegionConditioning"]["input_order"]["required"] == [
-        "conditioning", "region", "strength", "mode", "start", "end",
-    ]  # fmt: skip
+    assert order["SafeRegionConditioning"]["required"] == ["conditioning", "region"]
+    assert order["SafeRegionConditioning"]["optional"] == ["strength", "mode", "start", "end"]
+    assert order["SaveSafeRegion"]["required"] == ["region"]
 
 
 def test_nothing_went_wrong_while_loading(comfy):
