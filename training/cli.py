@@ -19,6 +19,9 @@ from .pairs import PairsError, demo_pairs, load_pairs
 from .recipe import INITIAL, PRESETS, TARGETS, Recipe
 
 
+DEMO_SAMPLING_STEPS = 12  # enough for the demo's pictures, and it should not take long
+
+
 class UsageError(ValueError):
     """Something the user can mend; its text is one sentence."""
 
@@ -91,7 +94,8 @@ def run_demo(args: argparse.Namespace) -> None:
         task = bar.add_task("measure", total=batches, note="")
         for name, prompts in sets.items():
             bar.update(task, note=name)
-            found = measure_set(backbone, judge, {"": region}, name, prompts, visit=lambda: bar.advance(task))
+            found = measure_set(backbone, judge, {"": region}, name, prompts, steps=DEMO_SAMPLING_STEPS,
+                                visit=lambda: bar.advance(task))  # fmt: skip
             results.append(found[""])
     measured = {result.name: result.numbers() for result in results}
     region = replace(region, metadata=region.metadata | {"measured": measured})

@@ -11,14 +11,14 @@ class Recipe:
     """How a region is learned. The defaults are the preset `region`."""
 
     preset: str = "region"
-    steps: int = 400  # training steps through the diffusion model; 0 stops at the instant region
+    steps: int = 250  # training steps through the diffusion model; 0 stops at the instant region
     rank: int = 16  # of the move's linear map
     learning_rate: float = 3e-3
     batch_size: int = 8
     guidance: float = 4.0  # of the trajectories; every other one runs at 1
     sampling_steps: int = 12  # of a trajectory
     trajectories: int = 96
-    text_weight: float = 0.3  # of the regression on text tokens, beside the loss of the diffusion model
+    text_weight: float = 3.0  # of the regression on text tokens, beside the loss of the diffusion model
     seed: int = 0
     initial: str = "instant"  # where the move starts: instant | difference | zero | lora
     target: str = "pair"  # what the steered prompt should draw: pair | self | both

@@ -47,15 +47,24 @@ def shorten(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
     return text + "…"
 
 
+def wrapped(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
+    """The text in at most two lines of a width in pixels."""
+    words = text.split(" ")
+    first = max((n for n in range(1, len(words) + 1) if draw.textlength(" ".join(words[:n]), font(size)) <= width),
+                default=1)  # fmt: skip
+    rest = " ".join(words[first:])
+    return "\n".join(shorten(line, draw, width, size) for line in (" ".join(words[:first]), rest) if line)
+
+
 def captioned(pictures: Sequence[tuple[str, Image.Image]], columns: int = 8, size: int = 128) -> Image.Image:
     """A grid of pictures, each below its prompt."""
-    cell, lines = size + 8, -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * cell + 8, lines * (cell + 18) + 8), PAPER)
+    cell, high, lines = size + 8, size + 36, -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell + 8, lines * high + 8), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, (prompt, picture) in enumerate(pictures):
-        x, y = 8 + (i % columns) * cell, 8 + (i // columns) * (cell + 18)
-        draw.text((x, y), shorten(prompt, draw, size, 11), INK, font(11))
-        sheet.paste(picture.resize((size, size)), (x, y + 16))
+        x, y = 8 + (i % columns) * cell, 6 + (i // columns) * high
+        draw.multiline_text((x, y), wrapped(prompt, draw, size, 11), INK, font(11), spacing=2)
+        sheet.paste(picture.resize((size, size)), (x, y + 32))
     return sheet
 
 
@@ -63,17 +72,17 @@ def before_after(
     rows: Sequence[tuple[str, Image.Image, Image.Image]], columns: int = 4, size: int = 128
 ) -> Image.Image:
     """A grid of prompts with the picture drawn without and with the region."""
-    cell_w, cell_h, head = 2 * size + 14, size + 40, 0
+    cell_w, cell_h = 2 * size + 18, size + 62
     lines = -(-len(rows) // columns)
-    sheet = Image.new("RGB", (columns * cell_w + 10, lines * cell_h + head + 6), PAPER)
+    sheet = Image.new("RGB", (columns * cell_w + 6, lines * cell_h + 6), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, (prompt, before, after) in enumerate(rows):
-        x, y = 10 + (i % columns) * cell_w, head + (i // columns) * cell_h + 4
-        draw.text((x, y), shorten(prompt, draw, 2 * size, 12), INK, font(12))
-        sheet.paste(before.resize((size, size)), (x, y + 18))
-        sheet.paste(after.resize((size, size)), (x + size + 4, y + 18))
-        draw.text((x, y + 19 + size), "without", FAINT, font(10))
-        draw.text((x + size + 4, y + 19 + size), "with the region", SAFE, font(10))
+        x, y = 10 + (i % columns) * cell_w, (i // columns) * cell_h + 6
+        draw.multiline_text((x, y), wrapped(prompt, draw, 2 * size, 12), INK, font(12), spacing=2)
+        sheet.paste(before.resize((size, size)), (x, y + 34))
+        sheet.paste(after.resize((size, size)), (x + size + 4, y + 34))
+        draw.text((x, y + 36 + size), "without", INK, font(10))
+        draw.text((x + size + 4, y + 36 + size), "with the region", SAFE, font(10))
     return sheet
 
 
