@@ -18,7 +18,6 @@ from ..region.files import write_atomically
 from .pairs import PairsError, demo_pairs, load_pairs
 from .recipe import INITIAL, PRESETS, TARGETS, Recipe
 
-
 DEMO_SAMPLING_STEPS = 12  # enough for the demo's pictures, and it should not take long
 
 
