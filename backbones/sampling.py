@@ -12,6 +12,9 @@ from torch import Generator, Tensor
 from ..region.conditioning import Entry
 from .protocol import Backbone
 
+# (backbone, noisy latents [B, ...], sigmas [B], entries one each, empty prompt, guidance) -> denoised latents
+Guide = Callable[[Backbone, Tensor, Tensor, Sequence[Entry], Entry | None, float], Tensor]
+
 
 def guided(
     backbone: Backbone, x: Tensor, sigma: Tensor, entries: Sequence[Entry], empty: Entry | None, guidance: float
@@ -38,13 +41,17 @@ def trajectory(
     steps: int,
     generator: Generator,
     visit: Callable[[int], None] = lambda step: None,
+    guide: Guide = guided,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Euler sampling. Yields, before each step, noisy latents [B, ...], their sigma [] and the denoised latents."""
+    """Euler sampling. Yields, before each step, noisy latents [B, ...], their sigma [] and the denoised latents.
+
+    `guide` stands in for classifier-free guidance; one that remembers earlier steps is made anew for each run.
+    """
     sigmas = backbone.sigmas(steps)
     x = backbone.start(len(entries), sigmas[0], generator).to(sigmas.device)
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         visit(step)
-        denoised = guided(backbone, x, sigma.expand(len(x)), entries, empty, guidance)
+        denoised = guide(backbone, x, sigma.expand(len(x)), entries, empty, guidance)
         yield x, sigma, denoised
         x = x + (x - denoised) / sigma * (following - sigma)
 
@@ -56,8 +63,9 @@ def sample(
     guidance: float = 4.0,
     steps: int = 20,
     seed: int = 0,
+    guide: Guide = guided,
 ) -> Tensor:
     """Latents [B, ...] drawn from one seed: picture i depends on i, its prompt and the seed only."""
-    walk = trajectory(backbone, entries, empty, guidance, steps, Generator().manual_seed(seed))
+    walk = trajectory(backbone, entries, empty, guidance, steps, Generator().manual_seed(seed), guide=guide)
     ((_, _, denoised),) = deque(walk, maxlen=1)
     return denoised

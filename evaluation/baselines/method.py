@@ -1,0 +1,105 @@
+"""What a baseline is: one way to keep a concept out of pictures, ready to draw with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ...backbones.demo import DemoBackbone
+from ...backbones.protocol import Backbone
+from ...backbones.sampling import Guide, guided, sample
+from ...demo.networks import Attention, TextBlock, UNet
+from ...region.conditioning import Entry, apply_to_conditioning
+from ...region.region import Region
+
+Conditioning = list[Entry]  # of one prompt: one entry, or several that share its sampling between them
+
+
+def sigma_at(levels: Tensor, percent: float) -> float:
+    """Noise level at a share of sampling, as ComfyUI's `percent_to_sigma` has it: that of timestep (1 - percent) 999.
+
+    `levels` [1000] are the sigmas of the timesteps, rising; between two of them their logarithm is interpolated.
+    """
+    if percent <= 0:
+        return math.inf
+    if percent >= 1:
+        return 0.0
+    timestep = (1 - percent) * (len(levels) - 1)
+    return float(levels.log()[math.floor(timestep)].lerp(levels.log()[math.ceil(timestep)], timestep % 1).exp())
+
+
+def in_force(conditioning: Conditioning, sigma: float, levels: Tensor) -> Entry:
+    """The first entry whose range holds at this noise level. (Where two ranges meet, ComfyUI would draw both.)"""
+    for entry in conditioning:
+        start, end = entry[1].get("start_percent", 0.0), entry[1].get("end_percent", 1.0)
+        if sigma_at(levels, start) >= sigma >= sigma_at(levels, end):
+            return entry
+    raise ValueError(f"No entry of the conditioning is in force at noise level {sigma:.3g}.")
+
+
+def scheduled(conditionings: Sequence[Conditioning], levels: Tensor, guide: Guide) -> Guide:
+    """`guide`, with the entries that are in force at each noise level."""
+
+    def guide_now(
+        backbone: Backbone, x: Tensor, sigma: Tensor, entries: Sequence[Entry], empty: Entry | None, guidance: float
+    ) -> Tensor:
+        now = [in_force(conditioning, float(level), levels) for conditioning, level in zip(conditionings, sigma)]
+        return guide(backbone, x, sigma, now, empty, guidance)
+
+    return guide_now
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to keep a concept out of pictures: what it changes about drawing a prompt."""
+
+    name: str
+    backbone: DemoBackbone  # draws; a method that changes the UNet has one of its own
+    positive: Callable[[Sequence[str]], list[Conditioning]]  # a conditioning for each prompt
+    negative: Entry  # in the place of the empty prompt
+    guide: Callable[[int], Guide] = lambda steps: guided  # a fresh guide for sampling in so many steps
+    # cost of a step in evaluations of the UNet for one picture: with guidance, and at guidance 1
+    evaluations: tuple[float, float] = (2.0, 1.0)
+
+    def with_region(self, region: Region, **options: Any) -> Method:
+        """This method and a region: the region steers what this method made of the prompt.
+
+        `options` are those of `apply_to_conditioning`: strength, mode, start, end.
+        """
+
+        def positive(prompts: Sequence[str]) -> list[Conditioning]:
+            return [apply_to_conditioning(entries, region, **options) for entries in self.positive(prompts)]
+
+        return replace(self, name=f"{self.name} + region", positive=positive)
+
+    def sample(
+        self, conditionings: Sequence[Conditioning], guidance: float = 4.0, steps: int = 20, seed: int = 0
+    ) -> Tensor:
+        """Latents [B, ...] from one seed, for conditionings that `positive` made."""
+        guide = scheduled(conditionings, self.backbone.levels, self.guide(steps))
+        first = [conditioning[0] for conditioning in conditionings]
+        return sample(self.backbone, first, self.negative, guidance, steps, seed, guide)
+
+
+def plain_positive(backbone: DemoBackbone) -> Callable[[Sequence[str]], list[Conditioning]]:
+    """Each prompt as the text encoder has it."""
+    return lambda prompts: [[entry] for entry in backbone.encode(prompts)]
+
+
+def shown(words: Sequence[str]) -> str:
+    """Phrases as one prompt."""
+    return ", ".join(words)
+
+
+def cross_attentions(unet: UNet) -> list[Attention]:
+    """The UNet's cross-attention layers, in the order of its modules."""
+    return [module.cross_attention for module in unet.modules() if isinstance(module, TextBlock)]
+
+
+def with_unet(backbone: DemoBackbone, unet: UNet) -> DemoBackbone:
+    """A backbone with another UNet; the given one, which others share, stays as it is."""
+    return DemoBackbone(replace(backbone.model, unet=unet))
