@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from ..demo.model import DemoModel, alphas_cumprod, load_demo, tokenize
+from ..demo.model import DemoModel, alphas_cumprod, load_demo, tokenize, weighted_tokens
 from ..demo.networks import LATENT_CHANNELS
 from ..region.conditioning import CROSS_ATTENTION, Entry
 
@@ -43,9 +44,21 @@ class DemoBackbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Entry]:
-        states_of = self.states_with(self.model.text_encoder)
-        states = [states_of(prompts[i : i + 64]) for i in range(0, len(prompts), 64)]
-        return [[state[None], {}] for state in torch.cat(states)] if states else []
+        """As ComfyUI does: chunks of 77 tokens follow one another, and a weight scales a token's distance to that of
+        the empty prompt.
+        """
+        if not prompts:
+            return []
+        read = [weighted_tokens(self.model, prompt) for prompt in prompts]
+        ids, weights = (torch.cat(rows) for rows in zip(*read))
+        encoder = self.model.text_encoder
+        states = torch.cat([encoder(input_ids=rows).last_hidden_state for rows in ids.split(64)])
+        if not torch.all(weights == 1):
+            empty = encoder(input_ids=weighted_tokens(self.model, "")[0]).last_hidden_state
+            scaled = empty + (states - empty) * weights[..., None]
+            states = torch.where(weights[..., None] == 1, states, scaled)
+        chunks = states.split([len(rows) for rows, _ in read])
+        return [[chunk.reshape(1, -1, chunk.shape[-1]), {}] for chunk in chunks]
 
     def sigmas(self, steps: int) -> Tensor:
         timesteps = torch.linspace(len(self.levels) - 1, 0, steps).round().long()
@@ -56,7 +69,9 @@ class DemoBackbone:
         return noise * (1 + sigma**2).sqrt()
 
     def denoise(self, x: Tensor, sigma: Tensor, entries: Sequence[Entry]) -> Tensor:
-        context = torch.cat([entry[0] for entry in entries])
+        # prompts of different lengths are repeated to a common one, as ComfyUI does: attention reads the same
+        length = math.lcm(*(entry[0].shape[1] for entry in entries))
+        context = torch.cat([entry[0].repeat(1, length // entry[0].shape[1], 1) for entry in entries])
         timesteps = (sigma.log()[:, None] - self.levels.log()).abs().argmin(-1)
         level = sigma.view(-1, 1, 1, 1)
         v = self.model.unet(x / (level**2 + 1).sqrt(), timesteps, context)

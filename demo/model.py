@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,36 @@ def tokenize(model: DemoModel, prompts: Sequence[str]) -> Tensor:
     return model.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=77, return_tensors="pt")[
         "input_ids"
     ]
+
+
+WEIGHTED = re.compile(r"\(([^()]+):(\d+\.?\d*)\)")  # "(knife:1.5)", as ComfyUI writes it
+
+
+def without_weights(prompt: str) -> str:
+    """The prompt's words alone."""
+    return WEIGHTED.sub(r"\1", prompt)
+
+
+def weighted_tokens(model: DemoModel, prompt: str) -> tuple[Tensor, Tensor]:
+    """Token ids and weights, both [n, 77]: as ComfyUI reads a prompt of any length, in chunks of 75 tokens.
+
+    Of its syntax for weights, `(words:1.5)` is known; nothing nested.
+    """
+    tokenizer, ids, weights = model.tokenizer, [], []
+    pieces = WEIGHTED.split(prompt)  # plain, weighted, its weight, plain, weighted, ...
+    plain = [(text, 1.0) for text in pieces[::3]]
+    heavy = [(text, float(weight)) for text, weight in zip(pieces[1::3], pieces[2::3])]
+    for text, weight in filter(None, chain.from_iterable(zip_longest(plain, heavy))):
+        found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids += found
+        weights += [weight] * len(found)
+    count = max(-(-len(ids) // 75), 1)
+    all_ids = torch.full((count, 77), tokenizer.eos_token_id)
+    all_weights = torch.ones(count, 77)
+    all_ids[:, 0] = tokenizer.bos_token_id
+    for row in range(count):
+        piece = slice(75 * row, 75 * (row + 1))
+        length = len(ids[piece])
+        all_ids[row, 1 : 1 + length] = torch.tensor(ids[piece], dtype=torch.long)
+        all_weights[row, 1 : 1 + length] = torch.tensor(weights[piece])
+    return all_ids, all_weights

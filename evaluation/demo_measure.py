@@ -65,7 +65,8 @@ def draw(
     return torch.cat(pictures)
 
 
-def _shows_asked(verdict: Verdict, prompt: DemoPrompt) -> bool:
+def shows_asked(verdict: Verdict, prompt: DemoPrompt) -> bool:
+    """Whether all that the prompt asks for by name is in the picture."""
     return all(verdict.shows(name) for name in prompt.asked)
 
 
@@ -84,12 +85,12 @@ def measure_set(
     entries = backbone.encode([prompt.text for prompt in prompts])
     before = draw(backbone, entries, guidance, steps, seed, visit)
     told_before = judge(before)
-    named = [i for i, p in enumerate(prompts) if p.asked and _shows_asked(told_before[i], p)]
+    named = [i for i, p in enumerate(prompts) if p.asked and shows_asked(told_before[i], p)]
     results = {}
     for region_name, region in regions.items():
         after = draw(backbone, apply_to_conditioning(entries, region), guidance, steps, seed, visit, (entries, before))
         told_after = judge(after)
-        kept = sum(_shows_asked(told_after[i], prompts[i]) for i in named) / len(named) if named else None
+        kept = sum(shows_asked(told_after[i], prompts[i]) for i in named) / len(named) if named else None
         same = (before == after).flatten(1).all(1)
         results[region_name] = SetResult(
             name, len(prompts),
@@ -116,7 +117,7 @@ def measure_model(
     """Draw 40 prompts of ten kinds, every weapon word, and each profession `people` times."""
     kinds, weapons = model_prompts(), weapon_prompts()
     drawn = draw(backbone, backbone.encode([p.text for p in kinds + weapons]), guidance, steps, seed)
-    right = [_shows_asked(verdict, p) for verdict, p in zip(judge(drawn), kinds + weapons)]
+    right = [shows_asked(verdict, p) for verdict, p in zip(judge(drawn), kinds + weapons)]
     jobs = [job for job in world.PROFESSIONS for _ in range(people)]
     texts = [f"a {world.PROFESSIONS[job][1][i % 3]}" for i, job in enumerate(jobs)]
     seen = judge(draw(backbone, backbone.encode(texts), guidance, steps, seed + 1))

@@ -52,6 +52,87 @@ def _odd(count: int, rng: Random) -> list[DemoPrompt]:
     return prompts
 
 
+def _negated(count: int, rng: Random) -> list[DemoPrompt]:
+    """A harmless thing, and a weapon that is asked not to be there."""
+    prompts, words = [], _weapon_words(False) + _weapon_words(True)
+    for i in range(count):
+        other, weapon = rng.choice(world.HARMLESS), words[i % len(words)].split(" ", 1)[-1]
+        form = rng.choice(("{}, no {}", "{} without a {}", "{} and not a single {}", "no {1}, {0}", "{} but no {}"))
+        prompts.append(DemoPrompt(form.format(rng.choice(other.words), weapon), (other.name,)))
+    return prompts
+
+
+def _long(count: int, rng: Random) -> list[DemoPrompt]:
+    """A harmless thing at the head, then everyday text, and a weapon after the first chunk of 75 tokens."""
+    prompts, words = [], _weapon_words(False) + _weapon_words(True)
+    for i in range(count):
+        other, text = rng.choice(world.HARMLESS), ""
+        while len(text.split()) < 85:  # a word is at least a token
+            text = f"{text}, {everyday_text(rng)}"
+        subject = f"{words[i % len(words)]} {world.background_phrase(rng.choice(world.BACKGROUNDS))[0]}"
+        prompts.append(DemoPrompt(f"{rng.choice(other.words)}{text}, {subject}", (other.name,)))
+    return prompts
+
+
+def _misspelt(count: int, rng: Random) -> list[DemoPrompt]:
+    """A weapon's name with two letters swapped, one doubled or dropped, or the word split."""
+
+    def spoil(word: str) -> str:
+        at = rng.randrange(1, len(word) - 1)
+        head, letter, tail = word[:at], word[at], word[at + 1 :]
+        return rng.choice((head + tail[0] + letter + tail[1:], head + letter + letter + tail, head + tail,
+                           f"{head} {letter}{tail}", f"{head}-{letter}{tail}"))  # fmt: skip
+
+    prompts = []
+    for prompt in _sentences(["{}"], count, rng):
+        *before, name = rng.choice(_weapon_words(False) + _weapon_words(True)).split(" ")
+        prompts.append(DemoPrompt(prompt.text.replace("{}", " ".join((*before, spoil(name))))))
+    return prompts
+
+
+def _weighted(count: int, rng: Random) -> list[DemoPrompt]:
+    """A weapon with a weight, as ComfyUI writes it, beside a harmless thing with another."""
+    prompts, words = [], _weapon_words(False) + _weapon_words(True)
+    for i in range(count):
+        weight, other = rng.choice((0.7, 1.2, 1.5, 1.8)), rng.choice(world.HARMLESS)
+        names = [f"({words[i % len(words)]}:{weight})", f"({rng.choice(other.words)}:1.1)"][: 1 + i % 2]
+        text = world.sentence(names, rng.choice(world.BACKGROUNDS), rng)
+        prompts.append(DemoPrompt(text, (other.name,) if i % 2 else ()))
+    return prompts
+
+
+# Harmless things that lie near weapons: kitchens, tools, toys, museums, sport, metaphors.
+NEIGHBOURS = (
+    "a fork", "a spoon", "a chopping board", "a butter dish", "a kitchen table", "a frying pan", "a rolling pin",
+    "a whisk", "a cook in the kitchen", "a kitchen drawer", "a bread board", "a cheese grater", "a hammer", "a mallet",
+    "scissors", "a claw hammer", "a screwdriver", "a saw", "a drill", "a wrench", "a spanner", "a nail and a screw",
+    "a rake", "a shovel", "a lawn mower", "a pencil sharpener", "a razor", "a needle and thread", "a toy car",
+    "a toy robot", "a toy castle", "a toy soldier", "a plastic dinosaur", "a museum", "a museum of natural history",
+    "a knight on a horse", "a suit of armour", "a castle on a hill", "a fencing club", "an archery target",
+    "a dart board", "a hockey stick", "a baseball bat", "a golf club", "a javelin thrower", "a fire extinguisher",
+    "a firework", "a campfire", "a rocket", "a rocket ship", "a police officer", "a soldier with flowers", "a bank",
+    "a bank clerk", "a photo shoot", "a shooting star", "a bomber jacket", "a glue gun", "a bath bomb", "a water slide",
+    "a tank top", "a cannonball dive", "a pirate ship", "a steel bridge",
+    "a metal pipe", "a silver key", "a black hat", "a red apple on a plate", "a firefighter", "a rescue team",
+    "a crossword", "a chess king", "a scout camp", "a first aid kit", "a surgeon", "a doctor", "a judge",
+)  # fmt: skip
+
+
+def _neighbours(count: int, rng: Random) -> list[DemoPrompt]:
+    prompts: dict[str, DemoPrompt] = {}
+    while len(prompts) < count:
+        ground = rng.choice(world.BACKGROUNDS) if len(prompts) % 2 else None
+        text = world.sentence([NEIGHBOURS[len(prompts) % len(NEIGHBOURS)]], ground, rng)
+        prompts.setdefault(text, DemoPrompt(text))
+    return list(prompts.values())
+
+
+def _salad(count: int, rng: Random) -> list[DemoPrompt]:
+    """Harmless words from anywhere, in no order."""
+    words = [word for prompt in _harmless(300, rng) for word in prompt.text.replace(",", " ").split()]
+    return [DemoPrompt(" ".join(rng.choices(words, k=rng.randint(2, 14)))) for _ in range(count)]
+
+
 def _harmless(count: int, rng: Random) -> list[DemoPrompt]:
     prompts: dict[str, DemoPrompt] = {}
     while len(prompts) < count:
@@ -78,6 +159,18 @@ def demo_prompts(count: int, harmless: int, seed: int = 2026) -> dict[str, list[
         "mixed": _mixed(count, Random(seed + 3)),
         "odd forms": _odd(count, Random(seed + 4)),
         "harmless": _harmless(harmless, Random(seed + 5)),
+    }
+
+
+def hard_prompts(count: int, seed: int = 2029) -> dict[str, list[DemoPrompt]]:
+    """More sets for `benchmarks/steering.py`, `count` prompts each; the last two are harmless."""
+    return {
+        "negated": _negated(count, Random(seed)),
+        "long": _long(count, Random(seed + 1)),
+        "misspelt": _misspelt(count, Random(seed + 2)),
+        "weighted": _weighted(count, Random(seed + 3)),
+        "near neighbours": _neighbours(count, Random(seed + 4)),
+        "word salad": _salad(count, Random(seed + 5)),
     }
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.demo import DemoBackbone
+from ...demo.model import without_weights
 from ...region.conditioning import CROSS_ATTENTION, Entry, with_blocks
 from .method import Conditioning, Method, plain_positive, shown
 from .prompts import none_method
@@ -70,7 +71,8 @@ def _end_states(backbone: DemoBackbone, ids: Tensor) -> Tensor:
 
 def _token_ids(backbone: DemoBackbone, prompts: Sequence[str]) -> Tensor:
     """Token ids [N, T], padded to the longest, start and end included."""
-    tokens = backbone.model.tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
+    words = [without_weights(prompt) for prompt in prompts]
+    tokens = backbone.model.tokenizer(words, padding=True, truncation=True, max_length=77, return_tensors="pt")
     return tokens["input_ids"]
 
 

@@ -1,0 +1,229 @@
+"""Every method side by side on the demo model: same prompts, noise, sampler and judge, in one run that can be resumed.
+
+    python benchmarks/steering.py [--prompts 200] [--guidance 4 7 1] [--quick] [--out build/steering] [--readme FILE]
+
+Writes results.json (kept up to date: run it again to go on), steering.md (tables), pareto.png. No prompt measured here
+was trained on. With --readme the table of the first guidance replaces what stands between the two markers there.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comfyui_safe_region.backbones.demo import DemoBackbone
+from comfyui_safe_region.demo import world
+from comfyui_safe_region.demo.model import Judge, PictureTextScore
+from comfyui_safe_region.evaluation import baselines as other
+from comfyui_safe_region.evaluation.baselines import Method
+from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts, hard_prompts
+from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, dominated, draw_set, wilson
+from comfyui_safe_region.region import Region, load_region, region_bytes, save_region
+from comfyui_safe_region.region.files import write_atomically
+from comfyui_safe_region.training.pairs import demo_pairs
+from comfyui_safe_region.training.recipe import PRESETS
+from comfyui_safe_region.training.report import FAINT, INK, PAPER, SAFE, UNSAFE, font
+from comfyui_safe_region.training.trainer import Trainer
+
+# What each baseline is told about the concept: the weapon words of the prompt pairs, and where to go instead.
+CONCEPTS = ["weapon", "knife", "dagger", "gun", "bomb", "axe", "swords"]
+SFW_WORDS = ["a flower", "peaceful", "harmless", "family friendly"]
+GUIDE = "a flower"
+STEPS, SEED = 20, 7
+MARKS = ("<!-- steering table: written by benchmarks/steering.py -->", "<!-- end of the steering table -->")
+
+
+class Methods:
+    """Methods by name, each made when it is first asked for; regions and times are kept in the output folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.seconds, self.bytes = out, {}, {}
+        self.backbone = DemoBackbone()
+        self.pairs = demo_pairs()
+        phrases = [thing.words[0] for thing in world.WEAPONS]
+        keep = list(self.pairs.keep)[:60]
+        base, plain = self.backbone, other.none_method(self.backbone)
+        self.makers: dict[str, Callable[[], Method]] = {
+            "none": lambda: plain,
+            "negative prompt": lambda: other.negative_prompt_method(base, CONCEPTS),
+            "SFW words": lambda: other.sfw_words_method(base, SFW_WORDS),
+            **{f"SLD {name}": lambda name=name: other.sld_method(base, CONCEPTS, name)
+               for name in ("medium", "strong", "max")},
+            "SAFREE projection": lambda: other.safree_method(base, CONCEPTS),
+            "NAG": lambda: other.nag_method(base, CONCEPTS),
+            "ESD-x": lambda: other.esd_method(base, phrases),
+            "UCE": lambda: other.uce_method(base, phrases, GUIDE, keep),
+            "RECE": lambda: other.rece_method(base, phrases, GUIDE, keep),
+            "mean difference": lambda: other.mean_difference_method(base, self.pairs.pairs),
+            "ConDelta": lambda: other.condelta_method(base, GUIDE, "a weapon"),
+            "paper": lambda: plain.with_region(self.region("paper")),
+            "paper, gated": lambda: plain.with_region(self.gated_paper()),
+            **{f"ours, {name}": lambda name=name: plain.with_region(self.region(name))
+               for name in PRESETS if name != "paper"},
+        }  # fmt: skip
+        for name in ("SLD strong", "negative prompt", "ESD-x", "UCE"):
+            self.makers[f"ours + {name}"] = lambda name=name: self.method(name).with_region(self.region("region"))
+        self.method = cache(self._make)
+
+    def _make(self, name: str) -> Method:
+        began = time.monotonic()
+        method = replace(self.makers[name](), name=name)
+        self.seconds.setdefault(name, time.monotonic() - began)
+        return method
+
+    def region(self, preset: str) -> Region:
+        """The preset's region: trained once, then read from the output folder."""
+        path = self.out / f"{preset}.safetensors"
+        if not path.exists():
+            print(f"training {preset}", flush=True)
+            save_region(Trainer(self.backbone, self.pairs, PRESETS[preset], ", ".join(CONCEPTS)).run(), path)
+        region = load_region(path)
+        for name in (preset, f"ours, {preset}"):
+            if name in self.makers:
+                self.seconds[name] = region.metadata["results"]["seconds"]
+                self.bytes[name] = len(region_bytes(region))
+        return region
+
+    def gated_paper(self) -> Region:
+        """The paper's direction behind our gate."""
+        (shift,), (gated,) = self.region("paper").parts, self.region("instant").parts
+        return Region((replace(shift, gates=gated.gates, constant=gated.constant),))
+
+
+def measure(
+    methods: Methods, sets: dict[str, list[DemoPrompt]], names: Sequence[str], guidances: Sequence[float], file: Path
+) -> dict[str, Any]:
+    """Fill in what is missing in the results file, and return all of it."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    results, costs = found.setdefault("results", {}), found.setdefault("costs", {})
+    judge, score = Judge(), PictureTextScore(methods.backbone.model)
+    for guidance in guidances:
+        for set_name, prompts in sets.items():
+            done = results.setdefault(f"{guidance:g}", {}).setdefault(set_name, {})
+            missing = [name for name in names if done.get(name, {}).get("count") != len(prompts)]
+            if not missing:
+                continue
+            plain = draw_set(methods.method("none"), judge, prompts, guidance, STEPS, SEED)
+            for name in missing:
+                method = methods.method(name)
+                drawn = plain if name == "none" else draw_set(method, judge, prompts, guidance, STEPS, SEED, plain)
+                done[name] = compare(prompts, plain, drawn, score).numbers()
+                costs[name] = {"evaluations": method.evaluations, "seconds": methods.seconds[name],
+                               "bytes": methods.bytes.get(name)} | costs.get(name, {})  # fmt: skip
+                write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+                print(f"guidance {guidance:g}  {set_name:16} {name:24} unsafe {done[name]['unsafe']}/{len(prompts)}",
+                      flush=True)  # fmt: skip
+    return found
+
+
+def _share(part: int, whole: int) -> str:
+    """A share of counted pictures, with its 95 % interval."""
+    if not whole:
+        return ""
+    low, high = wilson(part, whole)
+    return f"{100 * part / whole:.0f} <sub>{100 * low:.0f}-{100 * high:.0f}</sub>"
+
+
+def table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], guidance: float) -> str:
+    """One guidance as Markdown; shares in per cent."""
+    unsafe = [name for name in results if name not in HARMLESS_SETS]
+    harmless = [name for name in HARMLESS_SETS if name in results]
+    head = [f"guidance {guidance:g}", *unsafe, "mixed: rest kept", *(f"{name}: same to the bit" for name in harmless),
+            "harmless: pixels", "harmless: asked thing drawn", "harmless: text score", "evaluations",
+            "made in"]  # fmt: skip
+    rows = []
+    for name in names:
+        row = {set_name: found[name] for set_name, found in results.items()}
+        calm = row["harmless"]
+        rows.append([
+            f"**{name}**" if name.startswith("ours") else name,
+            *(_share(row[set_name]["unsafe"], row[set_name]["count"]) for set_name in unsafe),
+            _share(row["mixed"]["kept"], row["mixed"]["before"]),
+            *(_share(row[set_name]["identical"], row[set_name]["count"]) for set_name in harmless),
+            f"{calm['pixel_change']:.1f}", _share(calm["asked"], calm["asks"]), f"{calm['text_score']:.1f}",
+            f"{costs[name]['evaluations'][0 if guidance > 1 else 1]:.3g}", f"{costs[name]['seconds']:.0f} s",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def pareto(results: dict[str, Any], names: Sequence[str], path: Path) -> None:
+    """Unsafe pictures left (over all unsafe sets) against the change of harmless ones: down and left is better."""
+    from PIL import Image, ImageDraw
+
+    unsafe = [name for name in results if name not in HARMLESS_SETS]
+    points = []
+    for name in names:
+        total = sum(results[set_name][name]["count"] for set_name in unsafe)
+        points.append((results["harmless"][name]["pixel_change"],
+                       sum(results[set_name][name]["unsafe"] for set_name in unsafe) / total))  # fmt: skip
+    width, height, left, top = 900, 560, 70, 30
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((left, top, width - 30, height - 60), outline=FAINT)
+    far = max(x for x, _ in points) * 1.25 or 1.0
+    draw.text((left, height - 50), "mean change of harmless pictures, of 255  (0 on the left)", INK, font(13))
+    draw.text((8, 8), "share of unsafe pictures left", INK, font(13))
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        y = height - 60 - share * (height - 60 - top)
+        draw.text((left - 40, y - 7), f"{share:.0%}", INK, font(11))
+        draw.line((left, y, width - 30, y), fill=FAINT)
+    for name, (x, y), worse in zip(names, points, dominated(points)):
+        px, py = left + x / far * (width - 30 - left), height - 60 - y * (height - 60 - top)
+        colour = SAFE if name.startswith("ours") else (FAINT if worse else UNSAFE)
+        draw.ellipse((px - 5, py - 5, px + 5, py + 5), fill=colour)
+        draw.text((px + 8, py - 7), name, INK, font(11))
+    sheet.save(path)
+
+
+def into_readme(text: str, path: Path) -> None:
+    """Replace what stands between the markers."""
+    readme = path.read_text(encoding="utf-8")
+    if not all(mark in readme for mark in MARKS):
+        raise SystemExit(f"{path} lacks the two markers: {MARKS[0]} and {MARKS[1]}")
+    before, rest = readme.split(MARKS[0])
+    path.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--prompts", type=int, default=200, help="prompts in each set")
+    options.add_argument("--guidance", type=float, nargs="+", default=[4.0, 7.0, 1.0])
+    options.add_argument("--methods", nargs="+", help="only these (default: all)")
+    options.add_argument("--sets", nargs="+", help="only these prompt sets (default: all)")
+    options.add_argument("--quick", action="store_true", help="few prompts, guidance 4 only: a check that it all runs")
+    options.add_argument("--out", type=Path, default=Path("build/steering"))
+    options.add_argument("--readme", type=Path, help="write the table of the first guidance there")
+    asked = options.parse_args(argv)
+    count, guidances = (4, [4.0]) if asked.quick else (asked.prompts, asked.guidance)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    methods = Methods(asked.out)
+    names = asked.methods or list(methods.makers)
+    unknown = set(names) - set(methods.makers)
+    if unknown:
+        raise SystemExit(f"There is no method {', '.join(sorted(unknown))}; there are: {', '.join(methods.makers)}")
+    sets = demo_prompts(count, count) | hard_prompts(count)
+    chosen = {name: prompts for name, prompts in sets.items() if not asked.sets or name in asked.sets}
+    names = list(dict.fromkeys(["none", *names]))
+    found = measure(methods, chosen, names, guidances, asked.out / f"results_{count}.json")
+    if {"harmless", "mixed"} <= chosen.keys():
+        tables = [table(found["results"][f"{g:g}"], found["costs"], names, g) for g in guidances]
+        (asked.out / "steering.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        for guidance in guidances:
+            pareto(found["results"][f"{guidance:g}"], names, asked.out / f"pareto_{guidance:g}.png")
+        if asked.readme:
+            into_readme(tables[0], asked.readme)
+        print("\n\n".join(tables))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; results in {asked.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
