@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...backbones.demo import DemoBackbone
 from ...backbones.protocol import Backbone
 from ...backbones.sampling import Guide, guided, sample
 from ...demo.networks import Attention, TextBlock, UNet
-from ...region.conditioning import Entry, apply_to_conditioning
+from ...region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning
 from ...region.region import Region
+from ...region.steering import displacement, judged, openness, worst_depth
 
 Conditioning = list[Entry]  # of one prompt: one entry, or several that share its sampling between them
 
@@ -64,6 +66,8 @@ class Method:
     guide: Callable[[int], Guide] = lambda steps: guided  # a fresh guide for sampling in so many steps
     # cost of a step in evaluations of the UNet for one picture: with guidance, and at guidance 1
     evaluations: tuple[float, float] = (2.0, 1.0)
+    # what `positive` does to text states [B, T, D], as far as attacks need its gradient: by default it counts as 1
+    slope: Callable[[Tensor], Tensor] = lambda states: states
 
     def with_region(self, region: Region, **options: Any) -> Method:
         """This method and a region: the region steers what this method made of the prompt.
@@ -74,7 +78,11 @@ class Method:
         def positive(prompts: Sequence[str]) -> list[Conditioning]:
             return [apply_to_conditioning(entries, region, **options) for entries in self.positive(prompts)]
 
-        return replace(self, name=f"{self.name} + region", positive=positive)
+        strength, always = options.get("strength", 1.0), options.get("mode") == "always"
+        return replace(
+            self, name=f"{self.name} + region", positive=positive,
+            slope=lambda states: _with_slope(self.slope(states), region, strength, always),
+        )  # fmt: skip
 
     def sample(
         self, conditionings: Sequence[Conditioning], guidance: float = 4.0, steps: int = 20, seed: int = 0
@@ -83,6 +91,22 @@ class Method:
         guide = scheduled(conditionings, self.backbone.levels, self.guide(steps))
         first = [conditioning[0] for conditioning in conditionings]
         return sample(self.backbone, first, self.negative, guidance, steps, seed, guide)
+
+
+def _with_slope(states: Tensor, region: Region, strength: float, always: bool) -> Tensor:
+    """States [B, T, D] as the region steers them, but where a gate is wide open it still has its ramp's slope.
+
+    The true gate is flat there: a gradient could not tell which way it closes (Athalye, Carlini & Wagner, ICML 2018).
+    """
+    blocks, total = {CROSS_ATTENTION: states}, states
+    for part in region.parts:
+        open_by = openness(blocks, part, always)
+        if part.gates and not always:
+            depth = worst_depth(blocks, part) / part.gates[CROSS_ATTENTION].ramp
+            open_by = torch.where(open_by > 0, open_by.detach() + depth - depth.detach(), 0.0)
+        counts = judged(states, part.constant.get(CROSS_ATTENTION))[..., None]
+        total = total + strength * open_by[:, None, None] * counts * displacement(states, part.moves[CROSS_ATTENTION])
+    return total
 
 
 def plain_positive(backbone: DemoBackbone) -> Callable[[Sequence[str]], list[Conditioning]]:
