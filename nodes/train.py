@@ -4,16 +4,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 
 from ..backbones.comfy import ComfyBackbone
 from ..region import Region, region_bytes, region_from_bytes, save_region
@@ -159,6 +160,41 @@ def keep_interrupted(region: Region | None, concept: str) -> Path | None:
     return path
 
 
+class RunsTraining(Protocol):
+    """What `finished` asks of a trainer: of a safe region, or of an attribute."""
+
+    concept: str
+    region: Region | None
+    losses: list[float]
+    numbers: dict[str, Any]
+
+    def run(self, visit: Callable[[Progress], None]) -> Region: ...
+
+    def picture(self) -> Image.Image: ...
+
+
+def finished(node: type[io.ComfyNode], trainer: RunsTraining, model: Any) -> io.NodeOutput:
+    """Run a trainer to its end on a node, and what the node returns: region, losses and report picture.
+
+    A run that does not finish leaves what it had learned in models/safe_regions/interrupted.
+    """
+    node_id = node.hidden.unique_id
+    try:
+        region = trainer.run(_Reporter(node_id))
+    except BaseException:
+        kept = keep_interrupted(trainer.region, trainer.concept)
+        if kept is not None:
+            logging.info("Safe Region: training did not finish; what was learned so far is in %s", kept)
+            show_text(node_id, shown(f"not finished; kept in {kept}", 1000))
+        raise
+    region = replace(region, metadata={"base_model": type(model.model).__name__, **region.metadata})
+    picture = picture_tensor(trainer.picture())
+    summary = "\n".join(report.summary(trainer.numbers))
+    show_text(node_id, shown(summary))
+    shown_on_node = {**ui.PreviewImage(picture, cls=node).as_dict(), **ui.PreviewText(summary).as_dict()}
+    return io.NodeOutput(region, {"loss": plottable(trainer.losses)}, picture, ui=shown_on_node)
+
+
 class TrainSafeRegion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -180,7 +216,8 @@ class TrainSafeRegion(io.ComfyNode):
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="region", optional=True,
                     tooltip="region: gate and move, learned through the model. instant: seconds, from the text encoder "
-                    "alone. paper: the recipe of the WWW 2025 paper; it changes every prompt.",
+                    "alone. hardened: as region, after a search for prompts that slip past its walls. paper: the "
+                    "recipe of the WWW 2025 paper; it changes every prompt.",
                 ),
                 io.Int.Input(
                     "steps", default=0, min=0, max=100_000, optional=True,
@@ -226,27 +263,12 @@ class TrainSafeRegion(io.ComfyNode):
         steps: int = 0, rank: int = 0, learning_rate: float = 0.0, guidance: float = 0.0, size: int = 0, seed: int = 0,
         vae: Any = None, existing_region: Region | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        node_id = cls.hidden.unique_id
         recipe = recipe_from(preset, seed, steps=steps, rank=rank, learning_rate=learning_rate, guidance=guidance)
         with torch.inference_mode(False), torch.enable_grad():  # ComfyUI runs nodes in inference mode
             if existing_region is not None:  # its tensors may be inference tensors, which cannot be learned from
                 existing_region = region_from_bytes(region_bytes(existing_region))
             trainer = Trainer(ComfyBackbone(model, clip, vae, size), pairs, recipe, concept, existing_region)
-            try:
-                region = trainer.run(_Reporter(node_id))
-            except BaseException:
-                kept = keep_interrupted(trainer.region, concept)
-                if kept is not None:
-                    logging.info("Safe Region: training did not finish; what was learned so far is in %s", kept)
-                    show_text(node_id, shown(f"not finished; kept in {kept}", 1000))
-                raise
-        region = replace(region, metadata={"base_model": type(model.model).__name__, **region.metadata})
-        picture = picture_tensor(trainer.picture())
-        summary = "\n".join(report.summary(trainer.numbers))
-        show_text(node_id, shown(summary))
-        losses = {"loss": plottable(trainer.losses)}
-        shown_on_node = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
-        return io.NodeOutput(region, losses, picture, ui=shown_on_node)
+            return finished(cls, trainer, model)
 
 
 NODES = [SafeRegionPromptPairs, TrainSafeRegion]

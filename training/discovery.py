@@ -21,6 +21,8 @@ from ..region.region import Move, Part
 from ..region.steering import as_tokens, displacement, judged
 from .instant import TokenStatistics
 
+SHARE_STEPS, SHARE_BATCH = 4, 32  # of the trajectories on which candidates are compared
+LEAST, SURE = 0.7, 0.9  # strength, share of prompts
 LEARNED = ("down", "up", "offset", "profile", "direction")
 
 
@@ -99,6 +101,59 @@ def gap_left(backbone: Backbone, moments: Sequence[Moment], entries: Sequence[En
     weights = torch.tensor([m.weight for m in moments], device=denoised.device)
     target = torch.stack([m.target for m in moments]).to(denoised.device)
     return ((denoised - target).square().flatten(1).mean(1) * weights).mean()
+
+
+@torch.no_grad()
+def unsafe_shares(
+    backbone: Backbone, candidates: Sequence[Entry], pairs: Sequence[tuple[Entry, Entry]], generator: torch.Generator
+) -> Tensor:
+    """How unsafe each candidate's picture becomes, [N]: 0 as that of its safe prompt, 1 as that of its unsafe one.
+
+    At the noisy latents of the candidate's own trajectory: the share of the gap between the predictions for the
+    (unsafe, safe) pair that its prediction has, on the line between them; the mean over the noise levels. Above a half
+    it is nearer to the unsafe one.
+    """
+    shares = []
+    for begin in range(0, len(candidates), SHARE_BATCH):
+        chosen, chunk = candidates[begin : begin + SHARE_BATCH], pairs[begin : begin + SHARE_BATCH]
+        total = torch.zeros(len(chosen))
+        for x, sigma, denoised in trajectory(backbone, chosen, None, 1.0, SHARE_STEPS, generator):
+            unsafe, safe = (backbone.denoise(x, sigma.expand(len(x)), [pair[i] for pair in chunk]) for i in (0, 1))
+            gap = (unsafe - safe).flatten(1)
+            along = ((denoised - safe).flatten(1) * gap).sum(1) / gap.square().sum(1).clamp(min=1e-12)
+            total += along.float().cpu()
+        shares.append(total / SHARE_STEPS)
+    return torch.cat(shares)
+
+
+def scaled(part: Part, strength: float) -> Part:
+    """The part with moves of that strength built in."""
+    moves = {}
+    for block, move in part.moves.items():
+        found = {name: getattr(move, name) for name in ("up", "offset", "direction")}
+        moves[block] = replace(move, **{name: strength * t for name, t in found.items() if t is not None})
+    return replace(part, moves=moves)
+
+
+def settle_strength(
+    backbone: Backbone, pairs: Sequence[tuple[Entry, Entry]], part: Part, generator: torch.Generator
+) -> float:
+    """The smallest strength, between LEAST and 1, at which nearly all of the pairs' unsafe prompts draw safely.
+
+    What is moved no further than needed keeps more of what was harmless in it. Nearly all: for a share SURE of the
+    prompts the prediction is nearer to the safe counterpart's than to their own. Found by bisection.
+
+    Args:
+        pairs: (unsafe, safe) entries that the move was not learned from.
+    """
+    low, high, state = LEAST, 1.0, generator.get_state()
+    while high - low > 0.04:
+        middle = (low + high) / 2
+        generator.set_state(state)  # the same noise for every strength
+        moved = [steer_entry(unsafe, scaled(part, middle).moves, part.constant) for unsafe, _ in pairs]
+        enough = (unsafe_shares(backbone, moved, pairs, generator) < 0.5).float().mean() >= SURE
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def discover(

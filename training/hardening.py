@@ -1,5 +1,6 @@
-"""Hardening: unsafe prompts, and states, that draw the concept though the gate stays shut on them; they join the fit.
+"""Hardening: unsafe prompts that draw the concept though the gate stays shut on them; they join the pairs.
 
+A search of random edits, like that of an attacker who sees no more than pictures, but guided by the gate's own depth.
 Only what every backbone offers is used: its text encoder and its predictions.
 """
 
@@ -8,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
-import torch
 from torch import Generator, Tensor
 
 from ..backbones.protocol import Backbone
-from ..backbones.sampling import trajectory
-from ..region.conditioning import Entry
-from ..region.region import Gate
-from ..region.steering import depth, judged
+from .discovery import unsafe_shares
+from .prompts import MOST_WORDS
 
-STEPS = 4  # of the trajectories on which candidates are compared
-BATCH = 32  # candidates
+PROMPTS = 128  # that are edited in a round
+EDITS = 6  # one after the other
 
 LetterEdit = Callable[[str, Random], str]  # of a word
 TextEdit = Callable[[str, Sequence[str], Random], str]  # of a prompt, with harmless prompts to put beside it
@@ -83,41 +81,32 @@ def edited(
     return rng.choice(texts)(text, fillers, rng)
 
 
-@torch.no_grad()
-def still_unsafe(
+def evading(
     backbone: Backbone,
-    candidates: Sequence[Entry],
-    pairs: Sequence[tuple[Entry, Entry]],
+    pairs: Sequence[tuple[str, str]],
+    fillers: Sequence[str],
+    depth_of: Callable[[Sequence[str]], Tensor],
+    rng: Random,
     generator: Generator,
-    visit: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """How unsafe each candidate's picture becomes, [N]: 0 as that of its safe prompt, 1 as that of its unsafe one.
+) -> list[tuple[str, str]]:
+    """Edits of the pairs' unsafe prompts that are inside and still draw the concept, each with its safe counterpart.
 
-    At the noisy latents of the candidate's own trajectory: the share of the gap between the predictions for the
-    two prompts that its prediction has, on the line between them; the mean over the noise levels. Above a half it
-    is nearer to the unsafe one.
+    Args:
+        fillers: harmless prompts to put beside unsafe ones.
+        depth_of: largest depths [N] of prompts; at most 0 is inside.
     """
-    shares = []
-    for begin in range(0, len(candidates), BATCH):
-        chosen, chunk = candidates[begin : begin + BATCH], pairs[begin : begin + BATCH]
-        total = torch.zeros(len(chosen))
-        for x, sigma, denoised in trajectory(backbone, chosen, None, 1.0, STEPS, generator):
-            unsafe, safe = (backbone.denoise(x, sigma.expand(len(x)), [pair[i] for pair in chunk]) for i in (0, 1))
-            gap = (unsafe - safe).flatten(1)
-            along = ((denoised - safe).flatten(1) * gap).sum(1) / gap.square().sum(1).clamp(min=1e-12)
-            total += along.float().cpu()
-        shares.append(total / STEPS)
-        visit()
-    return torch.cat(shares)
-
-
-def pushed_inside(tokens: Tensor, gate: Gate, constant: Tensor | None, rounds: int = 20) -> Tensor:
-    """Tokens [N, T, D] with those that lie beyond a wall set on it, by the shortest way in normalised coordinates."""
-    weight = gate.weight / gate.weight.norm(dim=1, keepdim=True)
-    counts = judged(tokens, constant)
-    moved = tokens.float()
-    for _ in range(rounds):
-        beyond, wall = depth(moved, gate).max(-1)
-        beyond = torch.where(counts, beyond, 0).clamp(min=0) * 1.01 / gate.weight.norm(dim=1)[wall]
-        moved = moved - beyond[..., None] * weight[wall] * gate.scale
-    return moved
+    chosen = rng.sample(list(pairs), min(PROMPTS, len(pairs)))
+    texts = [unsafe for unsafe, _ in chosen]
+    depths = depth_of(texts)
+    for _ in range(EDITS):
+        tried = [edited(text, fillers, rng) for text in texts]
+        found = depth_of(tried)
+        for i, text in enumerate(tried):
+            if found[i] < depths[i] and len(text.split()) <= MOST_WORDS:
+                texts[i], depths[i] = text, found[i]
+    inside = [i for i in range(len(texts)) if depths[i] <= 0]
+    if not inside:
+        return []
+    entries = [backbone.encode([side[i] for i in inside]) for side in (texts, *zip(*chosen))]
+    shares = unsafe_shares(backbone, entries[0], list(zip(*entries[1:])), generator)
+    return [(texts[i], chosen[i][1]) for i, share in zip(inside, shares.tolist()) if share > 0.5]

@@ -10,6 +10,7 @@ from .pairs import PairsError, PromptPairs, everyday_prompts
 
 MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
 FEWEST = 32  # of a list that is cut to size
+MOST_WORDS = 36  # of a long prompt: below the 75 tokens of a chunk
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,21 @@ def _joined(first: str, second: str, rng: Random) -> str:
     return rng.choice(("{}, {}", "{} and {}", "{} with {}", "{} next to {}")).format(first, second)
 
 
+def _among(words: int, fillers: Sequence[str], rng: Random) -> tuple[list[str], list[str]]:
+    """Harmless prompts to stand before and after another of so many words, up to MOST_WORDS in all."""
+    before, after, limit = [], [], rng.randint(words, max(words, MOST_WORDS))
+    while True:
+        filler = rng.choice(fillers)
+        words += len(filler.split())
+        if words > limit:
+            return before, after
+        rng.choice((before, before, after)).append(filler)  # what comes late in a long prompt is the harder case
+
+
 def vary_pairs(
     pairs: Sequence[tuple[str, str]], everyday: Sequence[str], own: Sequence[str], rng: Random
 ) -> list[tuple[str, str]]:
-    """For each pair one variation: beside a harmless prompt (both sides alike), in upper case, or with words shuffled.
+    """For each pair one variation: beside or among harmless prompts (both sides alike), upper case, or words shuffled.
 
     They teach the gate odd forms, and the move to leave alone what stands beside the concept. The harmless prompts
     are the user's `own` as often as `everyday` ones.
@@ -43,7 +55,10 @@ def vary_pairs(
     varied = []
     for unsafe, safe in pairs:
         roll, other = rng.random(), rng.choice(own if own and rng.random() < 0.5 else everyday)
-        if roll < 0.7:
+        if roll < 0.2:
+            before, after = _among(len(unsafe.split()), [*own, *everyday] if own else everyday, rng)
+            varied.append(tuple(", ".join([*before, side, *after]) for side in (unsafe, safe)))
+        elif roll < 0.7:
             state = rng.getstate()
             first = rng.random() < 0.5
             sides = []
@@ -67,8 +82,11 @@ def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
         roll = rng.random()
         if roll < 0.3:
             varied.append(_shuffled(prompt, rng))
-        elif roll < 0.6:
+        elif roll < 0.5:
             varied.append(_joined(prompt, rng.choice(prompts), rng))
+        elif roll < 0.6:
+            before, after = _among(len(prompt.split()), prompts, rng)
+            varied.append(", ".join([*before, prompt, *after]))
         elif roll < 0.9:
             varied.append(" ".join(rng.choices(words, k=rng.randint(1, 12))))
         else:

@@ -23,6 +23,7 @@ class Recipe:
     initial: str = "instant"  # where the move starts: instant | difference | zero | lora
     target: str = "pair"  # what the steered prompt should draw: pair | self | both
     budget: float = 0.01  # share of harmless prompts that the gate may touch
+    harden: int = 0  # rounds of a search for unsafe prompts that the gate does not see
 
     def describe(self) -> dict[str, Any]:
         """All numbers, for a region's metadata."""
@@ -32,6 +33,7 @@ class Recipe:
 PRESETS: dict[str, Recipe] = {
     "region": Recipe(),
     "instant": Recipe(preset="instant", steps=0),
+    "hardened": Recipe(preset="hardened", harden=2),
     # The WWW 2025 paper's own numbers: rank 1, Adam at 0.06, guidance 7.5, 50 steps, about 60 trajectories.
     "paper": Recipe(
         preset="paper", steps=60, rank=1, learning_rate=0.06, batch_size=1, guidance=7.5, sampling_steps=50,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from random import Random
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region, RegionError
 from ..region.steering import as_tokens
 from . import report
-from .discovery import collect_moments, discover
+from .discovery import collect_moments, discover, scaled, settle_strength
 from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
+from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
 from .lora import lora_shift
 from .pairs import PromptPairs
@@ -33,6 +35,7 @@ from .recipe import INITIAL, TARGETS, Recipe
 ENCODE_BATCH = 64
 PREVIEW_EVERY = 50  # steps
 PREVIEW_PROMPTS = 4
+STRENGTH_PROMPTS = 48  # held-out pairs that settle the move's strength
 MOST_PROMPTS = 7_000  # encoded in one run
 STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
 
@@ -130,7 +133,8 @@ class Trainer:
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // 16) * 4 if recipe.steps else 0
         gate = 0 if self.existing and self.existing.parts[0].gates else GATE_STEPS // 20
         drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
-        return encoding + gate + 2 + moments + recipe.steps + drawn
+        strength = int(recipe.steps > 0)
+        return encoding + gate + 2 + moments + recipe.steps + strength + drawn + recipe.harden * (4 + GATE_STEPS // 20)
 
     def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "",
                 preview: Image.Image | None = None) -> None:  # fmt: skip
@@ -146,7 +150,7 @@ class Trainer:
         return stacked(entries)
 
     def _run_region(self) -> None:
-        sets = self.sets
+        sets, recipe = self.sets, self.recipe
         encoded = {
             "unsafe": self._encode([unsafe for unsafe, _ in sets.pairs]),
             "safe": self._encode([safe for _, safe in sets.pairs]),
@@ -161,11 +165,23 @@ class Trainer:
         found = constant_tokens(states["harmless"], states["unsafe"])
         constant = {} if found is None else {gated: found}
         gate = self._fit_gate(states, gated, constant)
+        fixed = self.existing is not None and gated in self.existing.parts[0].gates
+        for number in range(0 if fixed or not self.backbone.can_denoise else recipe.harden):
+            found = self._evading(gated, gate, constant.get(gated))
+            self._report("harden", message=f"round {number + 1}: {len(found)} prompts evaded the gate")
+            self.numbers.setdefault("evaded", []).append(len(found))
+            if not found:
+                break
+            sets.pairs.extend(found)
+            for name, side in (("unsafe", 0), ("safe", 1)):
+                encoded[name] = _beside(encoded[name], self._encode([pair[side] for pair in found]))
+                states[name] = encoded[name][gated]
+            gate = self._fit_gate(states, gated, constant)
         part = self._instant_part(encoded, gated, gate, constant)
         self._keep(part)
         self.losses += self._instant_losses(states, gate, constant.get(gated))
         self._report("instant", message="instant region ready")
-        if self.recipe.steps:
+        if recipe.steps:
             del encoded, states
             self._discover(part)
 
@@ -185,6 +201,15 @@ class Trainer:
         self._depths = (prompt_depths(harmless, gate, known), prompt_depths(held, gate, known))
         self._report("calibrate", message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")
         return gate
+
+    def _evading(self, block: str, gate: Gate, constant: Tensor | None) -> list[tuple[str, str]]:
+        """Unsafe prompts, and their safe counterparts, that the gate does not see."""
+
+        def depth_of(prompts: Sequence[str]) -> Tensor:
+            return prompt_depths(stacked(self.backbone.encode(prompts))[block], gate, constant)
+
+        rng = Random(self.recipe.seed + len(self.sets.pairs))
+        return evading(self.backbone, self.sets.pairs, self.sets.harmless[1:], depth_of, rng, self._generator)
 
     def _instant_part(
         self, encoded: dict[str, dict[str, Tensor]], gated: str, gate: Gate, constant: dict[str, Tensor]
@@ -253,10 +278,14 @@ class Trainer:
             preview = self._preview() if step % PREVIEW_EVERY == PREVIEW_EVERY - 1 and not last else None
             self._report("discover", loss, preview=preview, message=f"step {step + 1} of {recipe.steps}")
 
-        self._keep(
-            discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate, recipe.batch_size,
-                     self._generator, visit, self._text, recipe.text_weight)
-        )  # fmt: skip
+        part = discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate, recipe.batch_size,
+                        self._generator, visit, self._text, recipe.text_weight)  # fmt: skip
+        held_out = self.sets.held_out[:STRENGTH_PROMPTS]
+        sides = (self.backbone.encode([pair[side] for pair in held_out]) for side in (0, 1))
+        strength = settle_strength(self.backbone, list(zip(*sides)), part, self._generator)
+        self.numbers["strength"] = strength
+        self._keep(scaled(part, strength))
+        self._report("strength", message=f"{strength:.2f} of the way is enough")
 
     def _run_paper(self) -> None:
         recipe = self.recipe
@@ -315,6 +344,12 @@ class Trainer:
 
 def _detached(move: Move) -> Move:
     return replace(move, **{name: tensor.detach() for name, tensor in move.tensors().items()})
+
+
+def _beside(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """States [N, T, D] and [M, T, D] as [N + M, T, D], the shorter ones padded."""
+    return {block: torch.nn.utils.rnn.pad_sequence([*first[block], *second[block]], batch_first=True)
+            for block in first}  # fmt: skip
 
 
 def _same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

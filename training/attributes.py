@@ -1,0 +1,443 @@
+"""Learning an attribute region: a gate for prompts that leave the attribute open, and a move for each group.
+
+One row a line, `open prompt => group: prompt => group: prompt`; `attribute: its name`; `keep: prompt`; `# comment`.
+`{a|b}` lists alternatives, which run in step in all prompts of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..backbones.protocol import Backbone
+from ..backbones.sampling import sample
+from ..region.balance import balance_conditioning
+from ..region.conditioning import CROSS_ATTENTION, Entry, text_blocks, with_blocks
+from ..region.files import slug
+from ..region.region import Move, Part, Region
+from . import report
+from .discovery import collect_moments, discover
+from .gate import STEPS as GATE_STEPS
+from .gate import calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
+from .instant import TokenStatistics, instant_move, token_statistics
+from .pairs import PairsError, everyday_prompts, expand
+from .paper_recipe import paper_part, train_paper
+from .prompts import MAX_KEEP, vary_harmless, vary_pairs
+from .recipe import Recipe
+from .trainer import ENCODE_BATCH, MOST_PROMPTS, PREVIEW_PROMPTS, STATES_BYTES, Progress, stacked
+
+FEWEST_ROWS = 8
+RARE = 0.02  # of everyday prompts; a rarer word in an open prompt is taken for one that names its subject
+MIXTURE = "safe_region_mixture"  # an entry's option: entries with weights whose predictions are added up
+
+
+@dataclass(frozen=True)
+class AttributePairs:
+    """What an attribute is learned from: `rows` of an open prompt and its counterpart for each of `groups`."""
+
+    attribute: str
+    groups: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    keep: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The rows in the form that `parse_attribute` reads, with all alternatives written out."""
+        lines = [" => ".join([neutral, *(f"{g}: {p}" for g, p in zip(self.groups, prompts))])
+                 for neutral, prompts in self.rows]  # fmt: skip
+        return "\n".join([f"attribute: {self.attribute}", *lines, *(f"keep: {prompt}" for prompt in self.keep)])
+
+
+def _row(line: str) -> dict[str, list[tuple[str, str]]]:
+    """(open prompt, counterpart) by group, with the alternatives of one line filled in."""
+    neutral, *sides = (side.strip() for side in line.split("=>"))
+    if len(sides) < 2:
+        raise PairsError(f'"{line[:60]}" is no row; write: open prompt => group: prompt => group: prompt')
+    found: dict[str, list[tuple[str, str]]] = {}
+    for side in sides:
+        group, colon, prompt = (piece.strip() for piece in side.partition(":"))
+        if not colon or slug(group) != group:
+            raise PairsError(f'"{side[:60]}" names no group; write it in small letters before a colon: man: {side[:30]}')
+        if group in found:
+            raise PairsError(f"the group {group} stands there twice")
+        left, right = expand(neutral), dict(expand(prompt))
+        if len(right) > 1 and set(right) != {chosen for chosen, _ in left}:
+            raise PairsError(
+                f"the alternatives in braces of {group} are not those of the open prompt; all need the same numbers, "
+                "in the same order"
+            )
+        found[group] = [(text, right.get(chosen) or right.get((), "")) for chosen, text in left]
+        if not all(text and counterpart for text, counterpart in found[group]):
+            raise PairsError("a prompt of the row is empty; write: open prompt => group: prompt => group: prompt")
+    return found
+
+
+def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
+    """Read an attribute's rows; `source` is what errors call it. Raises PairsError with the line and the remedy."""
+    attribute, groups, keep = "", (), []
+    rows: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        line = line.strip()
+        name, _, value = (piece.strip() for piece in line.partition(":"))
+        try:
+            if not line or line.startswith("#"):
+                continue
+            if name.lower() == "attribute":
+                attribute = value
+            elif name.lower() == "keep":
+                keep += [prompt for _, prompt in expand(value) if prompt]
+            else:
+                found = _row(line)
+                groups = groups or tuple(sorted(found))
+                if tuple(sorted(found)) != groups:
+                    raise PairsError(f"this row has the groups {', '.join(found)}, the first one {', '.join(groups)}")
+                for filled in zip(*(found[group] for group in groups)):
+                    rows[filled[0][0]] = tuple(prompt for _, prompt in filled)
+        except PairsError as error:
+            raise PairsError(f"{source}, line {number}: {error}.") from None
+    if not attribute:
+        raise PairsError(f"{source}: the attribute has no name; write a line such as  attribute: gender.")
+    stated = {prompt for prompts in rows.values() for prompt in prompts}
+    if both := stated & rows.keys():
+        raise PairsError(f'{source}: "{min(both)[:60]}" stands on both sides; an open prompt must not state the group.')
+    return AttributePairs(attribute, groups, tuple(rows.items()), tuple(dict.fromkeys(keep)))
+
+
+def load_attribute(path: Path | str) -> AttributePairs:
+    """Read a text file of attribute rows. Raises PairsError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise PairsError(f"{path.name}: the file cannot be read ({reason}).") from None
+    return parse_attribute(text, path.name)
+
+
+def demo_attribute() -> AttributePairs:
+    """The demo's attribute: the gender of people at work."""
+    return load_attribute(Path(__file__).parent.parent / "demo" / "gender.txt")
+
+
+# --- prompt sets ---
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Rows to learn from and held out; harmless prompts to fit the gate with and to calibrate it with."""
+
+    rows: list[tuple[str, tuple[str, ...]]]
+    held_out: list[tuple[str, tuple[str, ...]]]
+    harmless: list[str]
+    calibration: list[str]
+
+
+def _words(prompt: str) -> set[str]:
+    return set(prompt.lower().replace(",", " ").replace(".", " ").split())
+
+
+def _subjects(rows: Sequence[tuple[str, Any]], everyday: Sequence[str]) -> set[str]:
+    """Words of the open prompts that name what they are about: those that everyday prompts rarely use."""
+    usual = Counter(word for prompt in everyday for word in _words(prompt))
+    return {word for neutral, _ in rows for word in _words(neutral) if usual[word] < RARE * len(everyday)}
+
+
+def _varied(rows: Sequence[tuple[str, tuple[str, ...]]], everyday: Sequence[str], seed: int) -> list:
+    """Each row beside an everyday prompt, in upper case or with its words shuffled: all groups alike."""
+    sides = [vary_pairs([(neutral, prompts[i]) for neutral, prompts in rows], everyday, [], Random(seed))
+             for i in range(len(rows[0][1]))]  # fmt: skip
+    return [(filled[0][0], tuple(prompt for _, prompt in filled)) for filled in zip(*sides)]
+
+
+def build_sets(pairs: AttributePairs, seed: int, most: int) -> _Sets:
+    """Split and vary rows and harmless prompts. Prompts that state a group are harmless: they must not be touched.
+
+    Args:
+        most: roughly how many prompts may be encoded.
+
+    Raises PairsError when there are too few rows to learn from.
+    """
+    if len(pairs.rows) < FEWEST_ROWS:
+        raise PairsError(f"{len(pairs.rows)} rows are too few to learn from: write at least {FEWEST_ROWS}, better 50; "
+                         "{a|b} makes many from one line.")  # fmt: skip
+    rng = Random(seed)
+
+    def split(items: Sequence, share: float, limit: int) -> tuple[list, list]:
+        chosen = rng.sample(list(items), min(len(items), limit))
+        count = round(len(chosen) * share)
+        return chosen[count:], chosen[:count]
+
+    everyday = everyday_prompts()
+    subjects = _subjects(pairs.rows, everyday)
+    rows, held_out = split(pairs.rows, 0.15, most // (4 * (1 + len(pairs.groups))))
+    everyday_learn, everyday_held = split([p for p in everyday if not _words(p) & subjects], 0.4, min(most // 4, MAX_KEEP))
+    keep_learn, keep_held = split([p for p in pairs.keep if p not in dict(pairs.rows)], 0.25, most // 8)
+    harmless, calibration = [""], []
+    rows += _varied(rows, everyday_learn, rng.randrange(2**32))
+    held_out += _varied(held_out, everyday_held, rng.randrange(2**32))
+    for into, own, daily, stated in ((harmless, keep_learn, everyday_learn, rows),
+                                     (calibration, keep_held, everyday_held, held_out)):  # fmt: skip
+        # heaps of words may leave the attribute open where they name a subject: they are made without those words
+        calm = [prompt for prompt in own + daily if not _words(prompt) & subjects]
+        into += [*own, *daily, *(prompt for _, prompts in stated for prompt in prompts), *vary_harmless(calm, rng)]
+    return _Sets(rows, held_out, list(dict.fromkeys(harmless)), list(dict.fromkeys(calibration)))
+
+
+# --- predictions of mixtures ---
+
+
+class Mixing:
+    """A backbone that also predicts for mixtures: entries whose option MIXTURE lists (weight, entry)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backbone, name)
+
+    def denoise(self, x: Tensor, sigma: Tensor, entries: Sequence[Entry]) -> Tensor:
+        mixed = [(row, *part) for row, entry in enumerate(entries) for part in entry[1].get(MIXTURE, [(1.0, entry)])]
+        if len(mixed) == len(entries):
+            return self.backbone.denoise(x, sigma, entries)
+        rows = torch.tensor([row for row, _, _ in mixed], device=x.device)
+        denoised = self.backbone.denoise(x[rows], sigma[rows], [entry for _, _, entry in mixed])
+        weights = torch.tensor([weight for _, weight, _ in mixed], device=x.device, dtype=denoised.dtype)
+        return torch.zeros_like(denoised[: len(x)]).index_add(
+            0, rows, denoised * weights.view(-1, *[1] * (denoised.ndim - 1))
+        )
+
+
+def mixture(*parts: tuple[float, Entry]) -> Entry:
+    """An entry that `Mixing` predicts for as the weighted sum of the parts' predictions."""
+    return with_blocks(parts[0][1], {}, **{MIXTURE: list(parts)})
+
+
+def set_apart(counterparts: Sequence[Entry], group: int, contrast: float) -> Entry:
+    """The counterpart of one group whose prediction is `e_g + contrast (e_g - mean of the other groups' e)`.
+
+    The model's own implicit classifier of the group, p(x | g) / p(x | others), sharpened: where a model hardly heeds
+    the word for the group, its prediction for the counterpart alone is a poor goal.
+    """
+    others = [(-contrast / (len(counterparts) - 1), e) for i, e in enumerate(counterparts) if i != group]
+    return mixture((1 + contrast, counterparts[group]), *(others if contrast else []))
+
+
+# --- training ---
+
+
+class AttributeTrainer:
+    """One run. `region` is the best attribute region so far, or None: it stays usable when the run is interrupted."""
+
+    def __init__(
+        self, backbone: Backbone, pairs: AttributePairs, recipe: Recipe | None = None, contrast: float = 4.0
+    ) -> None:
+        """`contrast`: see `set_apart`. Raises ValueError when the recipe needs a model that is not there."""
+        self.backbone, self.pairs, self.recipe, self.contrast = Mixing(backbone), pairs, recipe or Recipe(), contrast
+        self.concept = pairs.attribute
+        self.region: Region | None = None
+        self.losses: list[float] = []
+        self.numbers: dict[str, Any] = {}
+        self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
+        self._depths: tuple[Tensor, Tensor] | None = None
+        if self.recipe.steps and not backbone.can_denoise:
+            raise ValueError("Only the preset instant works without a diffusion model: connect one, or set steps to 0.")
+
+    def run(self, visit: Callable[[Progress], None] = lambda progress: None) -> Region:
+        """Train, report along the way and return the region. Whatever `visit` raises ends the run."""
+        began = time.monotonic()
+        with torch.inference_mode(False), torch.enable_grad():
+            self._visit, self._done = visit, 0
+            self._generator = torch.Generator().manual_seed(self.recipe.seed)
+            one = self.backbone.encode([self.pairs.rows[0][0] if self.pairs.rows else ""])[0]
+            most = min(MOST_PROMPTS, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
+            self.sets = build_sets(self.pairs, self.recipe.seed, most)
+            self._total = self._count_steps()
+            if self.recipe.preset == "paper":
+                self._run_paper()
+            else:
+                self._run_region()
+            self.numbers["seconds"] = round(time.monotonic() - began, 1)
+            assert self.region is not None  # noqa: S101 - both runs set it
+            self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
+            if self.backbone.can_denoise and self.backbone.can_decode:
+                self.before_after = self._draw_before_after(self.region)
+                self._report("report", message="before and after")
+        return self.region
+
+    def picture(self) -> Image.Image:
+        """The report: loss curve, depths of harmless and open prompts, before and after."""
+        return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
+
+    def _count_steps(self) -> int:
+        sets, recipe, groups = self.sets, self.recipe, len(self.pairs.groups)
+        drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
+        if recipe.preset == "paper":
+            return groups * (1 + recipe.steps) + drawn
+        lists = [sets.rows, sets.held_out] * (1 + groups) + [sets.harmless, sets.calibration]
+        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
+        moments = -(-min(recipe.trajectories, len(sets.rows)) // 16) * 4 if recipe.steps else 0
+        return encoding + GATE_STEPS // 20 + 2 + groups * (moments + recipe.steps) + drawn
+
+    def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "") -> None:
+        self._done = min(self._done + weight, self._total)
+        self._visit(Progress(stage, self._done, self._total, loss, None, message))
+
+    def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Text states [N, T, D] of many prompts, by block."""
+        entries: list[Entry] = []
+        for begin in range(0, len(prompts), ENCODE_BATCH):
+            entries += self.backbone.encode(prompts[begin : begin + ENCODE_BATCH])
+            self._report("encode", message=f"{len(entries)} of {len(prompts)} prompts")
+        return stacked(entries)
+
+    def _run_region(self) -> None:
+        sets, count = self.sets, len(self.pairs.groups)
+        neutral, held = (self._encode([n for n, _ in rows]) for rows in (sets.rows, sets.held_out))
+        groups, held_groups = (
+            [self._encode([prompts[i] for _, prompts in rows]) for i in range(count)]
+            for rows in (sets.rows, sets.held_out)
+        )
+        harmless, calibration = self._encode(sets.harmless), self._encode(sets.calibration)
+        gated = CROSS_ATTENTION if CROSS_ATTENTION in neutral else next(iter(neutral))
+        known = constant_tokens(harmless[gated], neutral[gated])
+        constant = {} if known is None else {gated: known}
+
+        def visit(step: int, loss: float) -> None:
+            if step % 20 == 19:
+                self._report("gate", loss, message="finding the walls")
+
+        length = max(states[gated].shape[1] for states in groups)
+        padded = [F.pad(states[gated], (0, 0, 0, length - states[gated].shape[1])) for states in groups]
+        stated = torch.stack([padded[row % count][row] for row in range(len(sets.rows))])
+        gate = fit_gate(neutral[gated], stated, harmless[gated], known, self._generator, visit)
+        del padded, stated
+        gate, self.numbers["calibration"] = calibrate_gate(
+            gate, calibration[gated], neutral[gated], held[gated], known, self.recipe.budget
+        )
+        self._depths = (prompt_depths(calibration[gated], gate, known), prompt_depths(held[gated], gate, known))
+        touched = self.numbers["calibration"]["harmless_touched"]
+        self._report("calibrate", message=f"touches {touched:.1%} of harmless prompts")
+        text: list[dict[str, TokenStatistics]] = [{} for _ in groups]
+        moves: list[dict[str, Move]] = [{} for _ in groups]
+        for block in neutral:
+            mean, scale = gate.mean, gate.scale
+            if block != gated:
+                both = [neutral[block], harmless[block]]
+                mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
+            still, still_held = (_moments(states[block], states[block], mean, scale, constant.get(block))
+                                 for states in (harmless, calibration))  # fmt: skip
+            for i in range(count):
+                learn, check = (
+                    _moments(open_states[block], states[i][block], mean, scale, constant.get(block))
+                    for open_states, states in ((neutral, groups), (held, held_groups))
+                )
+                text[i][block] = learn.beside(still)
+                rank = min(self.recipe.rank, len(mean))
+                moves[i][block] = instant_move(text[i][block], check.beside(still_held), rank)
+        parts = [Part(group, moves[i], {gated: gate}, constant) for i, group in enumerate(self.pairs.groups)]
+        self._keep(parts)
+        self._report("instant", message="instant region ready")
+        if self.recipe.steps:
+            del neutral, held, groups, held_groups, harmless, calibration
+            self._discover(parts, text)
+        else:
+            left = 1 - self.numbers["calibration"]["unsafe_touched"]
+            self.losses += [1.0, left]
+
+    def _discover(self, parts: list[Part], text: list[dict[str, TokenStatistics]]) -> None:
+        recipe = self.recipe
+        count = min(recipe.trajectories, len(self.sets.rows))
+        chosen = torch.randperm(len(self.sets.rows), generator=self._generator)[:count].tolist()
+        rows = [self.sets.rows[row] for row in chosen]
+        neutral = self.backbone.encode([prompt for prompt, _ in rows])
+        counterparts = list(zip(*(self.backbone.encode([prompts[i] for _, prompts in rows]) for i in range(len(parts)))))
+        empty = self.backbone.encode([""])[0]
+        for i, part in enumerate(parts):
+            pairs = [(entry, set_apart(of_groups, i, self.contrast)) for entry, of_groups in zip(neutral, counterparts)]
+
+            def tell(done: int, total: int, group: str = part.label) -> None:
+                self._report("trajectories", weight=4, message=f"{group}: {done} of {total}")
+
+            def visit(step: int, loss: float, current: Part, i: int = i) -> None:
+                self.losses.append(loss)
+                parts[i] = current
+                self._keep(parts)
+                self._report("discover", loss, message=f"{current.label}: step {step + 1} of {recipe.steps}")
+
+            moments = collect_moments(self.backbone, pairs, empty, part, recipe.guidance, recipe.sampling_steps, "pair",
+                                      self._generator, tell)  # fmt: skip
+            parts[i] = discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate,
+                                recipe.batch_size, self._generator, visit, text[i], recipe.text_weight)  # fmt: skip
+            self._keep(parts)
+
+    def _run_paper(self) -> None:
+        """The paper's way: one rank-1 shift per group for every prompt, towards the prediction for the group's name."""
+        recipe = self.recipe
+        empty, *names = self.backbone.encode(["", *(f"a {group}" for group in self.pairs.groups)])
+        prompts = self.backbone.encode([neutral for neutral, _ in self.sets.rows[: max(recipe.steps, 1)]])
+        parts: list[Part] = []
+        for group, entry in zip(self.pairs.groups, names):
+            self._report("encode")
+            # train_paper's goal is c + g (e_0 - e_c): with this mixture for c it is the group's own prediction
+            goal = mixture((1 / (1 - recipe.guidance), entry), (-recipe.guidance / (1 - recipe.guidance), empty))
+
+            def visit(step: int, loss: float, part: Part) -> None:
+                self.losses.append(loss)
+                self._report("discover", loss, message=f"{part.label}: trajectory {step + 1} of {recipe.steps}")
+
+            parts.append(
+                train_paper(self.backbone, prompts, goal, empty, paper_part(group, empty, self._generator),
+                            recipe.steps, recipe.learning_rate, recipe.guidance, recipe.sampling_steps,
+                            self._generator, visit)
+            )  # fmt: skip
+        self._keep(parts)
+
+    def _keep(self, parts: Sequence[Part]) -> None:
+        digest = hashlib.sha256(self.pairs.text().encode()).hexdigest()[:16]
+        metadata = {
+            "name": self.concept, "concept": self.concept, "attribute": self.pairs.attribute,
+            "shares": {group: 1 / len(parts) for group in self.pairs.groups}, "created": date.today().isoformat(),
+            "encoder": self.backbone.signature(),
+            "recipe": self.recipe.describe()
+            | {"contrast": self.contrast, "rows": len(self.pairs.rows), "pairs_hash": digest},
+            "calibration": self.numbers.get("calibration", {}),
+        }  # fmt: skip
+        detached = [
+            replace(part, moves={block: replace(move, **{k: v.detach() for k, v in move.tensors().items()})
+                                 for block, move in part.moves.items()})
+            for part in parts
+        ]  # fmt: skip
+        self.region = Region(tuple(detached), metadata)
+
+    def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
+        """Open prompts as they are and in each group, and two prompts that should stay the same."""
+        groups, (empty,) = list(self.pairs.groups), self.backbone.encode([""])
+        opened = [neutral for neutral, _ in self.sets.held_out[:PREVIEW_PROMPTS]]
+        shown = [(prompt, group) for prompt in opened for group in groups]
+        shown += [(prompt, groups[0]) for prompt in self.sets.calibration[:2]]
+        entries = self.backbone.encode([prompt for prompt, _ in shown])
+        moved = [balance_conditioning([entry], region, 1, 0, groups=[group])[0]
+                 for entry, (_, group) in zip(entries, shown)]  # fmt: skip
+        before, after = (
+            self.backbone.decode(sample(self.backbone, batch, empty, self.recipe.guidance, 12, self.recipe.seed))
+            for batch in (entries, moved)
+        )
+        return [(f"{group}: {prompt}", report.to_image(a), report.to_image(b))
+                for (prompt, group), a, b in zip(shown, before, after)]  # fmt: skip
+
+
+def _moments(source: Tensor, target: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None) -> TokenStatistics:
+    """`token_statistics` of prompts that may differ in length."""
+    length = min(source.shape[1], target.shape[1])
+    return token_statistics(source[:, :length], target[:, :length], mean, scale, constant)
