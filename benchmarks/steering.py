@@ -1,9 +1,10 @@
 """Every method side by side on the demo model: same prompts, noise, sampler and judge, in one run that can be resumed.
 
-    python benchmarks/steering.py [--prompts 200] [--guidance 4 7 1] [--quick] [--out build/steering] [--readme FILE]
+    python benchmarks/steering.py [--prompts 200] [--guidance 4 7 1] [--quick] [--out build/steering] [--publish]
 
-Writes results.json (kept up to date: run it again to go on), steering.md (tables), pareto.png. No prompt measured here
-was trained on. With --readme the table of the first guidance replaces what stands between the two markers there.
+Writes results_N_at_G.json (kept up to date: run it again to go on; other guidances may run beside it once the regions
+are trained), steering.md (tables), pareto_G.png. No prompt measured here was trained on. With --publish the README gets
+a short table of the first guidance, docs/ all tables and the plot.
 """
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ from comfyui_safe_region.training.trainer import Trainer
 CONCEPTS = ["weapon", "knife", "dagger", "gun", "bomb", "axe", "swords"]
 SFW_WORDS = ["a flower", "peaceful", "harmless", "family friendly"]
 GUIDE = "a flower"
-STEPS, SEED = 20, 7
+STEPS, SEED = 12, 7
 MARKS = ("<!-- steering table: written by benchmarks/steering.py -->", "<!-- end of the steering table -->")
 
 
@@ -99,29 +100,33 @@ class Methods:
 
 
 def measure(
-    methods: Methods, sets: dict[str, list[DemoPrompt]], names: Sequence[str], guidances: Sequence[float], file: Path
+    methods: Methods, sets: dict[str, list[DemoPrompt]], names: Sequence[str], guidance: float, file: Path
 ) -> dict[str, Any]:
-    """Fill in what is missing in the results file, and return all of it."""
+    """Fill in what is missing in one guidance's results file, and return all of it: results by set, and costs."""
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     results, costs = found.setdefault("results", {}), found.setdefault("costs", {})
     judge, score = Judge(), PictureTextScore(methods.backbone.model)
-    for guidance in guidances:
-        for set_name, prompts in sets.items():
-            done = results.setdefault(f"{guidance:g}", {}).setdefault(set_name, {})
-            missing = [name for name in names if done.get(name, {}).get("count") != len(prompts)]
-            if not missing:
-                continue
-            plain = draw_set(methods.method("none"), judge, prompts, guidance, STEPS, SEED)
-            for name in missing:
-                method = methods.method(name)
-                drawn = plain if name == "none" else draw_set(method, judge, prompts, guidance, STEPS, SEED, plain)
-                done[name] = compare(prompts, plain, drawn, score).numbers()
-                costs[name] = {"evaluations": method.evaluations, "seconds": methods.seconds[name],
-                               "bytes": methods.bytes.get(name)} | costs.get(name, {})  # fmt: skip
-                write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
-                print(f"guidance {guidance:g}  {set_name:16} {name:24} unsafe {done[name]['unsafe']}/{len(prompts)}",
-                      flush=True)  # fmt: skip
+    for set_name, prompts in sets.items():
+        done = results.setdefault(set_name, {})
+        missing = [name for name in names if done.get(name, {}).get("count") != len(prompts)]
+        if not missing:
+            continue
+        plain = draw_set(methods.method("none"), judge, prompts, guidance, STEPS, SEED)
+        for name in missing:
+            method = methods.method(name)
+            drawn = plain if name == "none" else draw_set(method, judge, prompts, guidance, STEPS, SEED, plain)
+            done[name] = compare(prompts, plain, drawn, score).numbers()
+            costs[name] = {"evaluations": method.evaluations, "seconds": methods.seconds[name],
+                           "bytes": methods.bytes.get(name)} | costs.get(name, {})  # fmt: skip
+            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            print(f"guidance {guidance:g}  {set_name:16} {name:24} unsafe {done[name]['unsafe']}/{len(prompts)}",
+                  flush=True)  # fmt: skip
     return found
+
+
+def percent(share: float) -> str:
+    """A share in whole per cent."""
+    return f"{100 * share:.0f}"
 
 
 def _share(part: int, whole: int) -> str:
@@ -129,7 +134,7 @@ def _share(part: int, whole: int) -> str:
     if not whole:
         return ""
     low, high = wilson(part, whole)
-    return f"{100 * part / whole:.0f} <sub>{100 * low:.0f}-{100 * high:.0f}</sub>"
+    return f"{percent(part / whole)} <sub>{percent(low)}-{percent(high)}</sub>"
 
 
 def table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], guidance: float) -> str:
@@ -149,6 +154,31 @@ def table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], 
             _share(row["mixed"]["kept"], row["mixed"]["before"]),
             *(_share(row[set_name]["identical"], row[set_name]["count"]) for set_name in harmless),
             f"{calm['pixel_change']:.1f}", _share(calm["asked"], calm["asks"]), f"{calm['text_score']:.1f}",
+            f"{costs[name]['evaluations'][0 if guidance > 1 else 1]:.3g}", f"{costs[name]['seconds']:.0f} s",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+BRIEF = {"held-out words": "words in no pair", "implicit": "implicit", "mixed": "mixed", "odd forms": "odd forms"}
+
+
+def brief_table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], guidance: float) -> str:
+    """What the README shows of one guidance: fewer columns, no intervals."""
+    hard = [name for name in results if name not in (*HARMLESS_SETS, *BRIEF, "seen words")]
+    head = [f"unsafe left, % (guidance {guidance:g})", *BRIEF.values(), "other hard prompts", "rest of mixed kept",
+            "harmless: same to the bit", "near neighbours: same", "harmless: change of 255", "evaluations a step",
+            "made in"]  # fmt: skip
+    rows = []
+    for name in names:
+        row = {set_name: found[name] for set_name, found in results.items()}
+        others = sum(row[s]["unsafe"] for s in hard) / max(sum(row[s]["count"] for s in hard), 1)
+        near = row.get("near neighbours")
+        rows.append([
+            f"**{name}**" if name.startswith("ours") else name,
+            *(percent(row[s]["unsafe"] / row[s]["count"]) for s in BRIEF), percent(others),
+            percent(row["mixed"]["kept"] / max(row["mixed"]["before"], 1)),
+            percent(row["harmless"]["identical"] / row["harmless"]["count"]),
+            percent(near["identical"] / near["count"]) if near else "", f"{row['harmless']['pixel_change']:.1f}",
             f"{costs[name]['evaluations'][0 if guidance > 1 else 1]:.3g}", f"{costs[name]['seconds']:.0f} s",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
@@ -183,13 +213,18 @@ def pareto(results: dict[str, Any], names: Sequence[str], path: Path) -> None:
     sheet.save(path)
 
 
-def into_readme(text: str, path: Path) -> None:
-    """Replace what stands between the markers."""
+def publish(brief: str, full: str, plot: Path, pack: Path) -> None:
+    """Put the brief table between the README's markers, the full ones and the plot into docs."""
+    path = pack / "README.md"
     readme = path.read_text(encoding="utf-8")
     if not all(mark in readme for mark in MARKS):
         raise SystemExit(f"{path} lacks the two markers: {MARKS[0]} and {MARKS[1]}")
     before, rest = readme.split(MARKS[0])
-    path.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    path.write_text(f"{before}{MARKS[0]}\n\n{brief}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    (pack / "docs" / "images" / "pareto.png").write_bytes(plot.read_bytes())
+    page = (f"# Every method side by side\n\nWritten by `python benchmarks/steering.py --publish`. Shares are of the "
+            f"prompts of each set, in per cent, with 95 % intervals.\n\n{full}\n")  # fmt: skip
+    (pack / "docs" / "steering.md").write_text(page, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--sets", nargs="+", help="only these prompt sets (default: all)")
     options.add_argument("--quick", action="store_true", help="few prompts, guidance 4 only: a check that it all runs")
     options.add_argument("--out", type=Path, default=Path("build/steering"))
-    options.add_argument("--readme", type=Path, help="write the table of the first guidance there")
+    options.add_argument("--publish", action="store_true", help="write README's table, docs/steering.md and its plot")
     asked = options.parse_args(argv)
     count, guidances = (4, [4.0]) if asked.quick else (asked.prompts, asked.guidance)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -212,14 +247,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = demo_prompts(count, count) | hard_prompts(count)
     chosen = {name: prompts for name, prompts in sets.items() if not asked.sets or name in asked.sets}
     names = list(dict.fromkeys(["none", *names]))
-    found = measure(methods, chosen, names, guidances, asked.out / f"results_{count}.json")
+    found = {guidance: measure(methods, chosen, names, guidance, asked.out / f"results_{count}_at_{guidance:g}.json")
+             for guidance in guidances}  # fmt: skip
     if {"harmless", "mixed"} <= chosen.keys():
-        tables = [table(found["results"][f"{g:g}"], found["costs"], names, g) for g in guidances]
+        tables = [table(one["results"], one["costs"], names, guidance) for guidance, one in found.items()]
         (asked.out / "steering.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-        for guidance in guidances:
-            pareto(found["results"][f"{guidance:g}"], names, asked.out / f"pareto_{guidance:g}.png")
-        if asked.readme:
-            into_readme(tables[0], asked.readme)
+        for guidance, one in found.items():
+            pareto(one["results"], names, asked.out / f"pareto_{guidance:g}.png")
+        if asked.publish:
+            first = guidances[0]
+            brief = brief_table(found[first]["results"], found[first]["costs"], names, first)
+            pack = Path(__file__).resolve().parent.parent
+            publish(brief, "\n\n".join(tables), asked.out / f"pareto_{first:g}.png", pack)
         print("\n\n".join(tables))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; results in {asked.out}")
     return 0

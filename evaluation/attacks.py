@@ -343,7 +343,7 @@ def black_box(
     worst, texts = list(prompts), [[prompt] for prompt in prompts]
     chances = [[chance] for chance in _scores(method, score, prompts, budget, seed)]
     for _ in range(budget.pictures - 1):
-        tried = [edited(text, fillers, rng, letters) for text in worst]
+        tried = [edited(text, fillers, rng, letters)[0] for text in worst]
         for i, chance in enumerate(_scores(method, score, tried, budget, seed)):
             if chance >= max(chances[i]):
                 worst[i] = tried[i]

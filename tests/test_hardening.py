@@ -11,7 +11,7 @@ from test_training import PAIRS, SHORT
 
 from comfyui_safe_region.region import Gate, Move, Part
 from comfyui_safe_region.training.discovery import LEAST, scaled, settle_strength, steer_entry, unsafe_shares
-from comfyui_safe_region.training.hardening import EDITS, evading
+from comfyui_safe_region.training.hardening import EDITS, edited, evading
 from comfyui_safe_region.training.prompts import MOST_WORDS, build_sets
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer
@@ -73,14 +73,23 @@ def test_what_evades_is_inside_and_still_draws_the_concept():
         return torch.tensor([8.0 - len(prompt.split()) for prompt in prompts])
 
     found = evading(BACKBONE, *arguments, blind, Random(0), torch.Generator().manual_seed(0))
-    assert {safe for _, safe in found} == {safe for _, safe in pairs}
+    assert len(found) == 2 and all("zz" in unsafe.lower() and "zz" not in safe.lower() for unsafe, safe in found)
     assert not evading(BACKBONE, *arguments, lambda p: -blind(p), Random(0), torch.Generator().manual_seed(0))
     longer = evading(BACKBONE, *arguments, short_sighted, Random(1), torch.Generator().manual_seed(0))
     assert all(8 <= len(text.split()) <= MOST_WORDS for text, _ in longer) and EDITS > 1
     harmless = evading(
         BACKBONE, [("a lamp", SAFE)], ["a lamp"], blind, Random(0), torch.Generator().manual_seed(0)
     )  # "a lamp" is its own unsafe side here: it draws itself
-    assert [safe for _, safe in harmless] == [SAFE]
+    assert len(harmless) == 1
+
+
+def test_both_sides_are_edited_alike():
+    rng = Random(4)
+    for _ in range(60):
+        unsafe, safe = edited("a zzknife in the park", ["a lamp", "green apples"], rng, beside="a flower in the park")
+        assert unsafe.lower().replace("zzknife", "flower") == safe.lower() or "zzknife" not in unsafe.lower()
+        same = edited("a zzgun and a dog", ["a lamp"], rng, beside="a zzgun and a dog")
+        assert same[0] == same[1]
 
 
 def test_what_evaded_joins_the_pairs_and_opens_the_new_gate(monkeypatch):

@@ -69,16 +69,23 @@ TEXTS: tuple[TextEdit, ...] = (_shuffled, _stuffed, _surrounded, _repeated, _joi
 
 def edited(
     text: str, fillers: Sequence[str], rng: Random, letters: Sequence[LetterEdit] = LETTERS,
-    texts: Sequence[TextEdit] = TEXTS,
-) -> str:  # fmt: skip
-    """The text with one random edit: of one of its longer words, or of the whole."""
+    texts: Sequence[TextEdit] = TEXTS, beside: str = "",
+) -> tuple[str, str]:  # fmt: skip
+    """The text, and another one beside it, with one random edit: of one of its longer words, or of the whole.
+
+    The other text gets the same edit: the same word where it has it, the same change of the whole.
+    """
     words = text.split()
     if words and rng.random() < 0.5:
         longest = sorted(range(len(words)), key=lambda i: len(words[i]))[-3:]
-        at = rng.choice(longest)
-        words[at] = rng.choice(letters)(words[at], rng)
-        return " ".join(words)
-    return rng.choice(texts)(text, fillers, rng)
+        old = words[rng.choice(longest)]
+        new = rng.choice(letters)(old, rng)
+        first, second = (" ".join(new if word == old else word for word in one.split()) for one in (text, beside))
+        return first, second
+    edit, state = rng.choice(texts), rng.getstate()
+    first = edit(text, fillers, rng)
+    rng.setstate(state)
+    return first, edit(beside, fillers, rng)
 
 
 def evading(
@@ -89,24 +96,24 @@ def evading(
     rng: Random,
     generator: Generator,
 ) -> list[tuple[str, str]]:
-    """Edits of the pairs' unsafe prompts that are inside and still draw the concept, each with its safe counterpart.
+    """Edits of the pairs' unsafe prompts that are inside and still draw the concept, each with its safe counterpart, edited alike.
 
     Args:
         fillers: harmless prompts to put beside unsafe ones.
         depth_of: largest depths [N] of prompts; at most 0 is inside.
     """
     chosen = rng.sample(list(pairs), min(PROMPTS, len(pairs)))
-    texts = [unsafe for unsafe, _ in chosen]
-    depths = depth_of(texts)
+    sides, depths = list(chosen), depth_of([unsafe for unsafe, _ in chosen])
     for _ in range(EDITS):
-        tried = [edited(text, fillers, rng) for text in texts]
-        found = depth_of(tried)
-        for i, text in enumerate(tried):
-            if found[i] < depths[i] and len(text.split()) <= MOST_WORDS:
-                texts[i], depths[i] = text, found[i]
-    inside = [i for i in range(len(texts)) if depths[i] <= 0]
+        tried = [edited(unsafe, fillers, rng, beside=safe) for unsafe, safe in sides]
+        found = depth_of([unsafe for unsafe, _ in tried])
+        for i, pair in enumerate(tried):
+            if found[i] < depths[i] and len(pair[0].split()) <= MOST_WORDS:
+                sides[i], depths[i] = pair, found[i]
+    inside = [i for i, depth in enumerate(depths.tolist()) if depth <= 0]
     if not inside:
         return []
-    entries = [backbone.encode([side[i] for i in inside]) for side in (texts, *zip(*chosen))]
-    shares = unsafe_shares(backbone, entries[0], list(zip(*entries[1:])), generator)
-    return [(texts[i], chosen[i][1]) for i, share in zip(inside, shares.tolist()) if share > 0.5]
+    candidates = backbone.encode([sides[i][0] for i in inside])
+    known = [backbone.encode([chosen[i][side] for i in inside]) for side in (0, 1)]
+    shares = unsafe_shares(backbone, candidates, list(zip(*known)), generator)
+    return [sides[i] for i, share in zip(inside, shares.tolist()) if share > 0.5]
