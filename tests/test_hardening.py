@@ -9,10 +9,11 @@ import pytest
 import torch
 from test_training import PAIRS, SHORT
 
-from comfyui_safe_region.region import Gate, Move, Part
+from comfyui_safe_region.region import Move, Part
 from comfyui_safe_region.training.discovery import LEAST, scaled, settle_strength, steer_entry, unsafe_shares
-from comfyui_safe_region.training.hardening import EDITS, edited, evading
-from comfyui_safe_region.training.prompts import MOST_WORDS, build_sets
+from comfyui_safe_region.training.hardening import EDITS, MOST_WORDS, edited, evading
+from comfyui_safe_region.training.pairs import everyday_prompts, parse_pairs
+from comfyui_safe_region.training.prompts import without_named
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import WIDTH, ToyBackbone
@@ -92,21 +93,24 @@ def test_both_sides_are_edited_alike():
         assert same[0] == same[1]
 
 
-def test_what_evaded_joins_the_pairs_and_opens_the_new_gate(monkeypatch):
+def test_the_gate_is_fitted_again_with_what_evaded(monkeypatch):
     from comfyui_safe_region.training import trainer as module
 
-    extra = [("a zzspear, a zzspear", "a flower, a flower")]
+    # words that no pair holds and that look like nothing unsafe: the gate learns them from here only
+    places = ("in the park", "on a table", "at night", "by the sea", "", "and a dog", "and a cat", "in town")
+    extra = [(f"a {word} {place}", f"a flower {place}") for word in ("kubota", "rimfire") for place in places] * 6
     asked = []
 
     def found(backbone, pairs, fillers, depth_of, rng, generator):
-        asked.append(depth_of([extra[0][0]]))
+        asked.append(depth_of([unsafe for unsafe, _ in extra]))
         return extra if len(asked) == 1 else []
 
     monkeypatch.setattr(module, "evading", found)
     trainer = Trainer(ToyBackbone(), PAIRS, replace(SHORT, steps=0, harden=3), "bad things")
-    region = trainer.run()
-    assert trainer.numbers["evaded"] == [1, 0] and extra[0] in trainer.sets.pairs
-    assert isinstance(region.parts[0].gates["cross_attn"], Gate)
+    trainer.run()
+    assert trainer.numbers["evaded"] == [len(extra), 0]
+    before, after = ((depths > 0).float().mean() for depths in asked)
+    assert before < 0.5 < after
 
 
 def test_the_hardened_preset_runs_and_says_what_it_found():
@@ -119,9 +123,11 @@ def test_the_hardened_preset_runs_and_says_what_it_found():
     assert [p.step for p in seen] == sorted(p.step for p in seen) and seen[-1].step == seen[-1].total
 
 
-def test_long_variations_have_the_same_words_around_both_sides():
-    sets = build_sets(PAIRS, 0, 7000)
-    long = [(a.split(), b.split()) for a, b in sets.pairs if len(a.split()) > 15]
-    assert long and max(len(a) for a, _ in long) <= MOST_WORDS
-    for unsafe, safe in long:
-        assert len(unsafe) == len(safe) and 1 <= sum(a != b for a, b in zip(unsafe, safe)) <= 2
+def test_everyday_prompts_that_name_what_the_pairs_replace_are_not_harmless():
+    pairs = parse_pairs("a {kitchen knife|red bus} on a table => a {cup|horse} on a table")
+    prompts = ["a knife", "the kitchen", "Kitchen knives", "a big kitchen knife, shiny", "two red buses", "a red bus.",
+               "a table", "red busy street"]  # fmt: skip
+    assert without_named(prompts, pairs.pairs) == [prompts[i] for i in (0, 1, 2, 4, 6, 7)]
+    everyday = everyday_prompts()
+    kept = without_named(everyday, PAIRS.pairs)
+    assert kept == list(everyday)  # made-up words

@@ -22,7 +22,7 @@ from ..region.steering import as_tokens, displacement, judged
 from .instant import TokenStatistics
 
 SHARE_STEPS, SHARE_BATCH = 4, 32  # of the trajectories on which candidates are compared
-LEAST, SURE = 0.7, 0.9  # strength, share of prompts
+LEAST, SURE = 0.85, 0.9  # strength, share of prompts
 LEARNED = ("down", "up", "offset", "profile", "direction")
 
 

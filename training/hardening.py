@@ -1,4 +1,4 @@
-"""Hardening: unsafe prompts that draw the concept though the gate stays shut on them; they join the pairs.
+"""Hardening: unsafe prompts that draw the concept though the gate stays shut on them; its walls are fitted again.
 
 A search of random edits, like that of an attacker who sees no more than pictures, but guided by the gate's own depth.
 Only what every backbone offers is used: its text encoder and its predictions.
@@ -13,10 +13,10 @@ from torch import Generator, Tensor
 
 from ..backbones.protocol import Backbone
 from .discovery import unsafe_shares
-from .prompts import MOST_WORDS
 
 PROMPTS = 128  # that are edited in a round
 EDITS = 6  # one after the other
+MOST_WORDS = 36  # of an edited prompt: below the 75 tokens of a chunk
 
 LetterEdit = Callable[[str, Random], str]  # of a word
 TextEdit = Callable[[str, Sequence[str], Random], str]  # of a prompt, with harmless prompts to put beside it
@@ -96,7 +96,7 @@ def evading(
     rng: Random,
     generator: Generator,
 ) -> list[tuple[str, str]]:
-    """Edits of the pairs' unsafe prompts that are inside and still draw the concept, each with its safe counterpart, edited alike.
+    """Edits of the pairs' unsafe prompts that are inside and still draw the concept; safe sides are edited alike.
 
     Args:
         fillers: harmless prompts to put beside unsafe ones.

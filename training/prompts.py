@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -9,8 +10,8 @@ from random import Random
 from .pairs import PairsError, PromptPairs, everyday_prompts
 
 MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
+ARTICLES = ("a", "an", "the", "some")
 FEWEST = 32  # of a list that is cut to size
-MOST_WORDS = 36  # of a long prompt: below the 75 tokens of a chunk
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,10 @@ def _joined(first: str, second: str, rng: Random) -> str:
     return rng.choice(("{}, {}", "{} and {}", "{} with {}", "{} next to {}")).format(first, second)
 
 
-def _among(words: int, fillers: Sequence[str], rng: Random) -> tuple[list[str], list[str]]:
-    """Harmless prompts to stand before and after another of so many words, up to MOST_WORDS in all."""
-    before, after, limit = [], [], rng.randint(words, max(words, MOST_WORDS))
-    while True:
-        filler = rng.choice(fillers)
-        words += len(filler.split())
-        if words > limit:
-            return before, after
-        rng.choice((before, before, after)).append(filler)  # what comes late in a long prompt is the harder case
-
-
 def vary_pairs(
     pairs: Sequence[tuple[str, str]], everyday: Sequence[str], own: Sequence[str], rng: Random
 ) -> list[tuple[str, str]]:
-    """For each pair one variation: beside or among harmless prompts (both sides alike), upper case, or words shuffled.
+    """For each pair one variation: beside a harmless prompt (both sides alike), in upper case, or with words shuffled.
 
     They teach the gate odd forms, and the move to leave alone what stands beside the concept. The harmless prompts
     are the user's `own` as often as `everyday` ones.
@@ -55,10 +45,7 @@ def vary_pairs(
     varied = []
     for unsafe, safe in pairs:
         roll, other = rng.random(), rng.choice(own if own and rng.random() < 0.5 else everyday)
-        if roll < 0.2:
-            before, after = _among(len(unsafe.split()), [*own, *everyday] if own else everyday, rng)
-            varied.append(tuple(", ".join([*before, side, *after]) for side in (unsafe, safe)))
-        elif roll < 0.7:
+        if roll < 0.7:
             state = rng.getstate()
             first = rng.random() < 0.5
             sides = []
@@ -82,16 +69,28 @@ def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
         roll = rng.random()
         if roll < 0.3:
             varied.append(_shuffled(prompt, rng))
-        elif roll < 0.5:
-            varied.append(_joined(prompt, rng.choice(prompts), rng))
         elif roll < 0.6:
-            before, after = _among(len(prompt.split()), prompts, rng)
-            varied.append(", ".join([*before, prompt, *after]))
+            varied.append(_joined(prompt, rng.choice(prompts), rng))
         elif roll < 0.9:
             varied.append(" ".join(rng.choices(words, k=rng.randint(1, 12))))
         else:
             varied.append(prompt.upper())
     return varied
+
+
+def without_named(prompts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The prompts that do not name what the pairs replace ("kitchen knife", not "kitchen" or "a"): they are unsafe."""
+    names = set()
+    for pair in pairs:
+        unsafe, safe = (side.lower().replace(",", " ").split() for side in pair)
+        while unsafe and safe and unsafe[0] == safe[0]:
+            unsafe, safe = unsafe[1:], safe[1:]
+        while unsafe and safe and unsafe[-1] == safe[-1]:
+            unsafe, safe = unsafe[:-1], safe[:-1]
+        name = " ".join(unsafe[1:] if unsafe and unsafe[0] in ARTICLES else unsafe)
+        names |= {f" {name} ", f" {name}s "} if name else set()
+    spaced = (f" {re.sub(r'[^a-z0-9 ]+', ' ', prompt.lower())} " for prompt in prompts)
+    return [prompt for prompt, text in zip(prompts, spaced) if not any(name in text for name in names)]
 
 
 def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
@@ -134,7 +133,7 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     safe_learn = list(dict.fromkeys(b for _, b in learn))
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
     own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in unsafe]
-    everyday = [prompt for prompt in everyday_prompts() if prompt not in unsafe]
+    everyday = without_named(everyday_prompts(), pairs.pairs)
     own_learn, own_held = _split(own, 0.25, rng)
     everyday_learn, everyday_held = _split(everyday, 0.4, rng)
     room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)

@@ -172,10 +172,9 @@ class Trainer:
             self.numbers.setdefault("evaded", []).append(len(found))
             if not found:
                 break
-            sets.pairs.extend(found)
+            # for the walls only: odd forms among the move's prompts made it weaker on all the others
             for name, side in (("unsafe", 0), ("safe", 1)):
-                encoded[name] = _beside(encoded[name], self._encode([pair[side] for pair in found]))
-                states[name] = encoded[name][gated]
+                states[name] = _beside(states[name], self._encode([pair[side] for pair in found])[gated])
             gate = self._fit_gate(states, gated, constant)
         part = self._instant_part(encoded, gated, gate, constant)
         self._keep(part)
@@ -208,7 +207,7 @@ class Trainer:
         def depth_of(prompts: Sequence[str]) -> Tensor:
             return prompt_depths(stacked(self.backbone.encode(prompts))[block], gate, constant)
 
-        rng = Random(self.recipe.seed + len(self.sets.pairs))
+        rng = Random(self.recipe.seed + len(self.numbers.get("evaded", ())))
         return evading(self.backbone, self.sets.pairs, self.sets.harmless[1:], depth_of, rng, self._generator)
 
     def _instant_part(
@@ -346,10 +345,9 @@ def _detached(move: Move) -> Move:
     return replace(move, **{name: tensor.detach() for name, tensor in move.tensors().items()})
 
 
-def _beside(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+def _beside(first: Tensor, second: Tensor) -> Tensor:
     """States [N, T, D] and [M, T, D] as [N + M, T, D], the shorter ones padded."""
-    return {block: torch.nn.utils.rnn.pad_sequence([*first[block], *second[block]], batch_first=True)
-            for block in first}  # fmt: skip
+    return torch.nn.utils.rnn.pad_sequence([*first, *second], batch_first=True)
 
 
 def _same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
