@@ -4,22 +4,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image
 
 from ..backbones.comfy import ComfyBackbone
 from ..region import Region, region_bytes, region_from_bytes, save_region
 from ..region.files import slug
 from ..training import report
+from ..training.attributes import AttributeTrainer
 from ..training.pairs import PairsError, PromptPairs, load_pairs, parse_pairs
 from ..training.recipe import PRESETS, Recipe
 from ..training.trainer import Progress, Trainer
@@ -160,20 +160,7 @@ def keep_interrupted(region: Region | None, concept: str) -> Path | None:
     return path
 
 
-class RunsTraining(Protocol):
-    """What `finished` asks of a trainer: of a safe region, or of an attribute."""
-
-    concept: str
-    region: Region | None
-    losses: list[float]
-    numbers: dict[str, Any]
-
-    def run(self, visit: Callable[[Progress], None]) -> Region: ...
-
-    def picture(self) -> Image.Image: ...
-
-
-def finished(node: type[io.ComfyNode], trainer: RunsTraining, model: Any) -> io.NodeOutput:
+def finished(node: type[io.ComfyNode], trainer: Trainer | AttributeTrainer, model: Any) -> io.NodeOutput:
     """Run a trainer to its end on a node, and what the node returns: region, losses and report picture.
 
     A run that does not finish leaves what it had learned in models/safe_regions/interrupted.

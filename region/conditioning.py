@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class _Origin:
     """What an entry was before it was steered, and by what."""
 
     blocks: dict[str, Tensor]
-    applied: tuple[tuple[Part, float, bool], ...]
+    applied: tuple[tuple[Part, float | Tensor, bool], ...]  # with the strength, of each row where it is a tensor
 
 
 # From a steered tensor to what it was. A second node in a chain starts from there, so that the order of nodes does
@@ -42,6 +42,11 @@ def _origin(blocks: dict[str, Tensor]) -> _Origin:
     if found and all(_origins.get(t) is found or found.blocks.get(name) is t for name, t in blocks.items()):
         return found
     return _Origin(blocks, ())
+
+
+def original_blocks(entry: Sequence[Any]) -> dict[str, Tensor]:
+    """The entry's text, by block name, as it was before any region acted on it."""
+    return _origin(text_blocks(entry)).blocks
 
 
 def text_blocks(entry: Sequence[Any]) -> dict[str, Tensor]:
@@ -89,26 +94,79 @@ def check_fit(region: Region, blocks: Mapping[str, Tensor]) -> None:
             )
 
 
-def _steer_entry(entry: Entry, parts: Sequence[Part], strength: float, mode: str) -> Entry:
+def repeated(tensor: Tensor, count: int | None) -> Tensor:
+    """The tensor with its one row `count` times; the tensor itself where it has that many, or `count` is None."""
+    return tensor if count in (None, len(tensor)) else tensor.repeat(count, *[1] * (tensor.ndim - 1))
+
+
+def steer_once(
+    entry: Entry, parts: Sequence[Part], strengths: Sequence[float | Tensor], always: bool = False,
+    count: int | None = None,
+) -> Entry:  # fmt: skip
+    """The entry steered by those parts that did not act on it before, together with those that did.
+
+    Args:
+        strengths: of each part; a tensor [B] holds one for each row.
+        count: B, when the entry is to become so many rows.
+    """
     origin = _origin(text_blocks(entry))
     acted = {part.id for part, _, _ in origin.applied}
-    fresh = [part for part in parts if part.id not in acted]
+    fresh = [(part, strength, always) for part, strength in zip(parts, strengths) if part.id not in acted]
     if not fresh:
         return entry
-    applied = (*origin.applied, *((part, strength, mode == "always") for part in fresh))
+    blocks = {name: repeated(tensor, count) for name, tensor in origin.blocks.items()}
+    applied = (*origin.applied, *fresh)
     steered = steer(
-        origin.blocks, [p for p, _, _ in applied], [s for _, s, _ in applied], [a for _, _, a in applied],
-        text_masks(entry),
-    )  # fmt: skip
+        blocks, [p for p, _, _ in applied], [s for _, s, _ in applied], [a for _, _, a in applied], text_masks(entry)
+    )
     changed = {name: tensor for name, tensor in steered.items() if tensor is not origin.blocks[name]}
-    outcome = _Origin(origin.blocks, applied)
-    for tensor in changed.values():
-        _origins[tensor] = outcome
+    outcome = _Origin(blocks, applied)
+    for name, tensor in changed.items():
+        if tensor is not blocks[name]:  # else the outcome, which holds it, would keep its own key alive
+            _origins[tensor] = outcome
     return with_blocks(entry, changed, **{ACTED: sorted(part.id for part, _, _ in applied)})
 
 
 def _with_range(entry: Entry, start: float, end: float) -> Entry:
     return [entry[0], {**entry[1], "start_percent": start, "end_percent": end}]
+
+
+def check_numbers(strength: float, start: float, end: float) -> None:
+    """Raises RegionError for a strength or a range that makes no sense."""
+    if not math.isfinite(strength):
+        raise RegionError(f"The strength must be a number, not {strength}.")
+    if not 0 <= start <= end <= 1:
+        raise RegionError(f"start ({start}) and end ({end}) must lie between 0 and 1, start before end.")
+
+
+def within_range(
+    conditioning: Sequence[Entry], start: float, end: float, act: Callable[[Entry], Entry]
+) -> list[Entry]:
+    """The entries as `act` makes them from `start` to `end` of sampling, and as they were outside of it."""
+    result = []
+    for entry in conditioning:
+        first, last = entry[1].get("start_percent", 0.0), entry[1].get("end_percent", 1.0)
+        inner = (max(first, start), min(last, end))
+        if inner[0] >= inner[1]:
+            result.append(entry)
+            continue
+        acted = act(list(entry))
+        if inner == (first, last):
+            result.append(acted)
+            continue
+        if first < inner[0]:
+            result.append(_with_range(entry, first, inner[0]))
+        result.append(_with_range(acted, *inner))
+        if inner[1] < last:
+            result.append(_with_range(entry, inner[1], last))
+    return result
+
+
+def balances(metadata: Mapping[str, Any]) -> bool:
+    """Whether a region with this metadata, or one that it was combined from, holds the groups of an attribute."""
+    others = metadata.get("combined")
+    combined = [one for one in others if isinstance(one, Mapping)] if isinstance(others, list) else []
+    return "attribute" in metadata or any(map(balances, combined))
 
 
 def apply_to_conditioning(
@@ -129,28 +187,21 @@ def apply_to_conditioning(
     """
     if mode not in ("auto", "gated", "always"):
         raise RegionError(f'There is no mode "{mode}": use auto, gated or always.')
-    if not math.isfinite(strength):
-        raise RegionError(f"The strength must be a number, not {strength}.")
-    if not 0 <= start <= end <= 1:
-        raise RegionError(f"start ({start}) and end ({end}) must lie between 0 and 1, start before end.")
+    check_numbers(strength, start, end)
+    if balances(region.metadata):
+        raise RegionError(
+            f'The region "{region.name}" holds the groups of an attribute, and acting all at once they would undo one '
+            'another: connect it to the node "Balance Safe Region" instead.'
+        )
     if mode == "gated" and not all(part.gates for part in region.parts):
         raise RegionError(f'The region "{region.name}" has no gate: it acts on every prompt. Use mode auto or always.')
-    result = []
+    for entry in conditioning:
+        check_fit(region, text_blocks(entry))
+    if strength == 0:
+        return list(conditioning)
+
+    def act(entry: Entry) -> Entry:
+        return steer_once(entry, region.parts, [strength] * len(region.parts), mode == "always")
+
     with torch.no_grad():
-        for entry in conditioning:
-            check_fit(region, text_blocks(entry))
-            first, last = entry[1].get("start_percent", 0.0), entry[1].get("end_percent", 1.0)
-            inner = (max(first, start), min(last, end))
-            if strength == 0 or inner[0] >= inner[1]:
-                result.append(entry)
-                continue
-            steered = _steer_entry(list(entry), region.parts, strength, mode)
-            if inner == (first, last):
-                result.append(steered)
-                continue
-            if first < inner[0]:
-                result.append(_with_range(entry, first, inner[0]))
-            result.append(_with_range(steered, *inner))
-            if inner[1] < last:
-                result.append(_with_range(entry, inner[1], last))
-    return result
+        return within_range(conditioning, start, end, act)

@@ -79,7 +79,7 @@ def as_tokens(block: Tensor) -> Tensor:
 def steer(
     blocks: Mapping[str, Tensor],
     parts: Sequence[Part],
-    strength: float | Sequence[float] = 1.0,
+    strength: float | Sequence[float | Tensor] = 1.0,
     always: bool | Sequence[bool] = False,
     masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -91,7 +91,8 @@ def steer(
     Args:
         blocks: block name -> [B, T, D] or [B, D], any float dtype; never changed in place.
         parts: the parts of one or more regions; blocks that a part does not move are returned as they came.
-        strength: one for all parts or one each; 0 leaves everything unchanged.
+        strength: one for all parts or one each; 0 leaves everything unchanged. A tensor [B] gives each prompt its own
+            (blocks of one prompt are repeated for it).
         always: ignore the gates, for all parts or each.
         masks: block name -> [B, T], 0 where a token is padding.
     """
@@ -102,17 +103,21 @@ def steer(
     total: dict[str, Tensor] = {}
     touched: dict[str, Tensor] = {}
     for i in order:
-        if strengths[i] == 0:
+        factor = strengths[i]
+        if isinstance(factor, (int, float)) and factor == 0:
             continue
         device = next(iter(blocks.values())).device
         part = parts[i].to(device)
         gate = openness(blocks, part, modes[i], masks)
+        acts = gate > 0  # a NaN gate compares false: such a prompt keeps its bits
+        if isinstance(factor, Tensor):
+            factor = factor.to(device)[:, None, None]
+            acts = acts & (factor != 0).flatten()
         for block, move in part.moves.items():
             tokens = as_tokens(blocks[block])
             counts = judged(tokens, part.constant.get(block), (masks or {}).get(block))
-            shift = strengths[i] * gate[:, None, None] * displacement(tokens, move)
-            moves = (counts & (gate > 0)[:, None])[..., None]
-            # a NaN gate compares false: such a prompt keeps its bits
+            shift = factor * gate[:, None, None] * displacement(tokens, move)
+            moves = (counts & acts[:, None])[..., None]
             shift = torch.where(moves, shift, torch.zeros_like(shift))
             total[block] = total[block] + shift if block in total else shift
             touched[block] = touched[block] | moves if block in touched else moves
@@ -120,5 +125,5 @@ def steer(
     for block, shift in total.items():
         tokens = as_tokens(blocks[block])
         moved = (tokens.float() + shift).to(tokens.dtype)
-        steered[block] = torch.where(touched[block], moved, tokens).reshape(blocks[block].shape)
+        steered[block] = torch.where(touched[block], moved, tokens).reshape(-1, *blocks[block].shape[1:])
     return steered

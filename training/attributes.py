@@ -1,12 +1,14 @@
 """Learning an attribute region: a gate for prompts that leave the attribute open, and a move for each group.
 
-One row a line, `open prompt => group: prompt => group: prompt`; `attribute: its name`; `keep: prompt`; `# comment`.
-`{a|b}` lists alternatives, which run in step in all prompts of a row.
+One row a line, `open prompt => group: prompt => group: prompt`; `attribute: its name`; `stated: prompt that states the
+attribute some other way`; `keep: prompt about something else`; `# comment`. `{a|b}` lists alternatives, which run in
+step in all prompts of a row.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,20 +19,19 @@ from random import Random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
-from ..region.balance import balance_conditioning
+from ..region.balance import STATED, balance_conditioning
 from ..region.conditioning import CROSS_ATTENTION, Entry, text_blocks, with_blocks
 from ..region.files import slug
-from ..region.region import Move, Part, Region
+from ..region.region import Gate, Move, Part, Region
 from . import report
 from .discovery import collect_moments, discover
+from .gate import SPARE, calibrate_gate, conformal_threshold, constant_tokens, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
-from .gate import calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
 from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
@@ -38,6 +39,7 @@ from .prompts import MAX_KEEP, vary_harmless, vary_pairs
 from .recipe import Recipe
 from .trainer import ENCODE_BATCH, MOST_PROMPTS, PREVIEW_PROMPTS, STATES_BYTES, Progress, stacked
 
+CONTRAST = 4.0  # see `set_apart`
 FEWEST_ROWS = 8
 RARE = 0.02  # of everyday prompts; a rarer word in an open prompt is taken for one that names its subject
 MIXTURE = "safe_region_mixture"  # an entry's option: entries with weights whose predictions are added up
@@ -45,18 +47,23 @@ MIXTURE = "safe_region_mixture"  # an entry's option: entries with weights whose
 
 @dataclass(frozen=True)
 class AttributePairs:
-    """What an attribute is learned from: `rows` of an open prompt and its counterpart for each of `groups`."""
+    """What an attribute is learned from: `rows` of an open prompt and its counterpart for each of `groups`.
+
+    Neither `stated` prompts, which state the attribute some other way, nor `keep`, about something else, may change.
+    """
 
     attribute: str
     groups: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
+    stated: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The rows in the form that `parse_attribute` reads, with all alternatives written out."""
         lines = [" => ".join([neutral, *(f"{g}: {p}" for g, p in zip(self.groups, prompts))])
                  for neutral, prompts in self.rows]  # fmt: skip
-        return "\n".join([f"attribute: {self.attribute}", *lines, *(f"keep: {prompt}" for prompt in self.keep)])
+        others = [f"{name}: {prompt}" for name in ("stated", "keep") for prompt in getattr(self, name)]
+        return "\n".join([f"attribute: {self.attribute}", *lines, *others])
 
 
 def _row(line: str) -> dict[str, list[tuple[str, str]]]:
@@ -67,8 +74,8 @@ def _row(line: str) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for side in sides:
         group, colon, prompt = (piece.strip() for piece in side.partition(":"))
-        if not colon or slug(group) != group:
-            raise PairsError(f'"{side[:60]}" names no group; write it in small letters before a colon: man: {side[:30]}')
+        if not colon or slug(group) != group or group == STATED:
+            raise PairsError(f'"{side[:60]}" names no group; write it in small letters before a colon: man: a man')
         if group in found:
             raise PairsError(f"the group {group} stands there twice")
         left, right = expand(neutral), dict(expand(prompt))
@@ -85,8 +92,9 @@ def _row(line: str) -> dict[str, list[tuple[str, str]]]:
 
 def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
     """Read an attribute's rows; `source` is what errors call it. Raises PairsError with the line and the remedy."""
-    attribute, groups, keep = "", (), []
+    attribute, groups = "", ()
     rows: dict[str, tuple[str, ...]] = {}
+    others: dict[str, list[str]] = {"stated": [], "keep": []}
     for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
         line = line.strip()
         name, _, value = (piece.strip() for piece in line.partition(":"))
@@ -95,8 +103,8 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
                 continue
             if name.lower() == "attribute":
                 attribute = value
-            elif name.lower() == "keep":
-                keep += [prompt for _, prompt in expand(value) if prompt]
+            elif name.lower() in others:
+                others[name.lower()] += [prompt for _, prompt in expand(value) if prompt]
             else:
                 found = _row(line)
                 groups = groups or tuple(sorted(found))
@@ -108,10 +116,11 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
             raise PairsError(f"{source}, line {number}: {error}.") from None
     if not attribute:
         raise PairsError(f"{source}: the attribute has no name; write a line such as  attribute: gender.")
-    stated = {prompt for prompts in rows.values() for prompt in prompts}
-    if both := stated & rows.keys():
-        raise PairsError(f'{source}: "{min(both)[:60]}" stands on both sides; an open prompt must not state the group.')
-    return AttributePairs(attribute, groups, tuple(rows.items()), tuple(dict.fromkeys(keep)))
+    stated, keep = (tuple(dict.fromkeys(prompts)) for prompts in others.values())
+    known = {prompt for prompts in rows.values() for prompt in prompts} | {*stated, *keep}
+    if both := known & rows.keys():
+        raise PairsError(f'{source}: "{min(both)[:60]}" is an open prompt of a row and stands elsewhere too.')
+    return AttributePairs(attribute, groups, tuple(rows.items()), stated, keep)
 
 
 def load_attribute(path: Path | str) -> AttributePairs:
@@ -134,23 +143,26 @@ def demo_attribute() -> AttributePairs:
 
 
 @dataclass(frozen=True)
-class _Sets:
-    """Rows to learn from and held out; harmless prompts to fit the gate with and to calibrate it with."""
+class Half:
+    """Prompts to learn from, or held out: `rows`; `plain` ones about something else; `stated` ones of a known group.
+
+    `stated` begins with the counterparts of `rows`, group after group.
+    """
 
     rows: list[tuple[str, tuple[str, ...]]]
-    held_out: list[tuple[str, tuple[str, ...]]]
-    harmless: list[str]
-    calibration: list[str]
+    plain: list[str]
+    stated: list[str]
 
 
 def _words(prompt: str) -> set[str]:
     return set(prompt.lower().replace(",", " ").replace(".", " ").split())
 
 
-def _subjects(rows: Sequence[tuple[str, Any]], everyday: Sequence[str]) -> set[str]:
-    """Words of the open prompts that name what they are about: those that everyday prompts rarely use."""
+def _subjects(pairs: AttributePairs, everyday: Sequence[str]) -> set[str]:
+    """Words of the open prompts that name what they are about: not in prompts to keep, and rare in everyday ones."""
     usual = Counter(word for prompt in everyday for word in _words(prompt))
-    return {word for neutral, _ in rows for word in _words(neutral) if usual[word] < RARE * len(everyday)}
+    found = {word for neutral, _ in pairs.rows for word in _words(neutral) if usual[word] < RARE * len(everyday)}
+    return found.difference(*map(_words, pairs.keep))
 
 
 def _varied(rows: Sequence[tuple[str, tuple[str, ...]]], everyday: Sequence[str], seed: int) -> list:
@@ -160,8 +172,10 @@ def _varied(rows: Sequence[tuple[str, tuple[str, ...]]], everyday: Sequence[str]
     return [(filled[0][0], tuple(prompt for _, prompt in filled)) for filled in zip(*sides)]
 
 
-def build_sets(pairs: AttributePairs, seed: int, most: int) -> _Sets:
-    """Split and vary rows and harmless prompts. Prompts that state a group are harmless: they must not be touched.
+def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Half]:
+    """Split and vary rows and harmless prompts: to learn from, and held out.
+
+    Everyday prompts that name the subject of a row (a profession, say) are left out: what they state is not known.
 
     Args:
         most: roughly how many prompts may be encoded.
@@ -179,19 +193,21 @@ def build_sets(pairs: AttributePairs, seed: int, most: int) -> _Sets:
         return chosen[count:], chosen[:count]
 
     everyday = everyday_prompts()
-    subjects = _subjects(pairs.rows, everyday)
-    rows, held_out = split(pairs.rows, 0.15, most // (4 * (1 + len(pairs.groups))))
-    everyday_learn, everyday_held = split([p for p in everyday if not _words(p) & subjects], 0.4, min(most // 4, MAX_KEEP))
-    keep_learn, keep_held = split([p for p in pairs.keep if p not in dict(pairs.rows)], 0.25, most // 8)
-    harmless, calibration = [""], []
-    rows += _varied(rows, everyday_learn, rng.randrange(2**32))
-    held_out += _varied(held_out, everyday_held, rng.randrange(2**32))
-    for into, own, daily, stated in ((harmless, keep_learn, everyday_learn, rows),
-                                     (calibration, keep_held, everyday_held, held_out)):  # fmt: skip
-        # heaps of words may leave the attribute open where they name a subject: they are made without those words
-        calm = [prompt for prompt in own + daily if not _words(prompt) & subjects]
-        into += [*own, *daily, *(prompt for _, prompts in stated for prompt in prompts), *vary_harmless(calm, rng)]
-    return _Sets(rows, held_out, list(dict.fromkeys(harmless)), list(dict.fromkeys(calibration)))
+    subjects = _subjects(pairs, everyday)
+    group_words = {word for neutral, prompts in pairs.rows for prompt in prompts for word in _words(prompt)}
+    group_words -= {word for neutral, _ in pairs.rows for word in _words(neutral)}
+    rows = split(pairs.rows, 0.15, most // (4 + 4 * len(pairs.groups)))
+    stated, own = (split(prompts, 0.25, most // 8) for prompts in (pairs.stated, pairs.keep))
+    daily = split([prompt for prompt in everyday if not _words(prompt) & subjects], 0.4, min(most // 4, MAX_KEEP))
+    halves = []
+    for i in range(2):
+        beside = [prompt for prompt in daily[i] if not _words(prompt) & group_words]
+        found = rows[i] + _varied(rows[i], beside, rng.randrange(2**32))
+        told = [prompts[group] for group in range(len(pairs.groups)) for _, prompts in found]
+        plain = [*own[i], *daily[i]]
+        plain = list(dict.fromkeys([*([""] if i == 0 else []), *plain, *vary_harmless(plain, rng)]))
+        halves.append(Half(found, plain, told + stated[i]))
+    return halves[0], halves[1]
 
 
 # --- predictions of mixtures ---
@@ -236,11 +252,47 @@ def set_apart(counterparts: Sequence[Entry], group: int, contrast: float) -> Ent
 # --- training ---
 
 
+def joined(gates: Sequence[Gate]) -> Gate:
+    """One gate with the walls of all, in the coordinates of the first."""
+    first = gates[0]
+    weights = [gate.weight * (first.scale / gate.scale) for gate in gates]
+    biases = [gate.bias + (gate.weight / gate.scale) @ (gate.mean - first.mean) for gate in gates]
+    return replace(first, weight=torch.cat(weights), bias=torch.cat(biases))
+
+
+def calibrate_stated(
+    gate: Gate, stated: Tensor, opened: Tensor, constant: Tensor | None, budget: float
+) -> tuple[Gate, float]:
+    """Move the walls until at most `budget` of prompts that state the attribute stay inside (split-conformal).
+
+    Where prompts that leave it open lie further in, part of the room between goes to prompts unlike those seen. Where
+    more than half of them would be taken for stated, the text encoder hardly tells one from the other: then the walls
+    stand where both errors are equal.
+
+    Args:
+        stated, opened: held-out prompts [N, T, D].
+
+    Returns the gate and the bound on the share of prompts that state the attribute and stay inside.
+    """
+    told, free = prompt_depths(stated, gate, constant), prompt_depths(opened, gate, constant)
+    threshold = -conformal_threshold(-told, budget)
+    if not math.isfinite(threshold):
+        threshold = float(told.min()) - 1e-3
+    if float((free > threshold).float().mean()) > 0.5:
+        levels = torch.cat([told, free]).sort().values
+        missed = torch.searchsorted(told.sort().values, levels) / len(told)
+        taken = 1 - torch.searchsorted(free.sort().values, levels) / len(free)
+        threshold = float(levels[(missed - taken).abs().argmin()])
+    threshold -= SPARE * max(threshold - float(free.quantile(0.95)), 0.0)
+    inside = int((told < threshold).sum())
+    return replace(gate, bias=gate.bias + threshold), (inside + 1) / (len(told) + 1)
+
+
 class AttributeTrainer:
     """One run. `region` is the best attribute region so far, or None: it stays usable when the run is interrupted."""
 
     def __init__(
-        self, backbone: Backbone, pairs: AttributePairs, recipe: Recipe | None = None, contrast: float = 4.0
+        self, backbone: Backbone, pairs: AttributePairs, recipe: Recipe | None = None, contrast: float = CONTRAST
     ) -> None:
         """`contrast`: see `set_apart`. Raises ValueError when the recipe needs a model that is not there."""
         self.backbone, self.pairs, self.recipe, self.contrast = Mixing(backbone), pairs, recipe or Recipe(), contrast
@@ -250,6 +302,7 @@ class AttributeTrainer:
         self.numbers: dict[str, Any] = {}
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
         self._depths: tuple[Tensor, Tensor] | None = None
+        self._stated: Part | None = None
         if self.recipe.steps and not backbone.can_denoise:
             raise ValueError("Only the preset instant works without a diffusion model: connect one, or set steps to 0.")
 
@@ -261,7 +314,7 @@ class AttributeTrainer:
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
             one = self.backbone.encode([self.pairs.rows[0][0] if self.pairs.rows else ""])[0]
             most = min(MOST_PROMPTS, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
-            self.sets = build_sets(self.pairs, self.recipe.seed, most)
+            self.learn, self.held_out = build_halves(self.pairs, self.recipe.seed, most)
             self._total = self._count_steps()
             if self.recipe.preset == "paper":
                 self._run_paper()
@@ -280,14 +333,15 @@ class AttributeTrainer:
         return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
 
     def _count_steps(self) -> int:
-        sets, recipe, groups = self.sets, self.recipe, len(self.pairs.groups)
+        recipe, groups = self.recipe, len(self.pairs.groups)
         drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
         if recipe.preset == "paper":
             return groups * (1 + recipe.steps) + drawn
-        lists = [sets.rows, sets.held_out] * (1 + groups) + [sets.harmless, sets.calibration]
+        lists = [prompts for half in (self.learn, self.held_out) for prompts in (half.rows, half.plain, half.stated)]
         encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
-        moments = -(-min(recipe.trajectories, len(sets.rows)) // 16) * 4 if recipe.steps else 0
-        return encoding + GATE_STEPS // 20 + 2 + groups * (moments + recipe.steps) + drawn
+        moments = -(-min(recipe.trajectories, len(self.learn.rows)) // 16) * 4 if recipe.steps else 0
+        fits = 1 + -(-len(self.learn.stated) // len(self.learn.rows))
+        return encoding + fits * (GATE_STEPS // 20) + 2 + groups * (moments + recipe.steps) + drawn
 
     def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "") -> None:
         self._done = min(self._done + weight, self._total)
@@ -302,66 +356,92 @@ class AttributeTrainer:
         return stacked(entries)
 
     def _run_region(self) -> None:
-        sets, count = self.sets, len(self.pairs.groups)
-        neutral, held = (self._encode([n for n, _ in rows]) for rows in (sets.rows, sets.held_out))
-        groups, held_groups = (
-            [self._encode([prompts[i] for _, prompts in rows]) for i in range(count)]
-            for rows in (sets.rows, sets.held_out)
-        )
-        harmless, calibration = self._encode(sets.harmless), self._encode(sets.calibration)
-        gated = CROSS_ATTENTION if CROSS_ATTENTION in neutral else next(iter(neutral))
-        known = constant_tokens(harmless[gated], neutral[gated])
+        count = len(self.pairs.groups)
+        learn, held = (
+            {"rows": self._encode([n for n, _ in half.rows]), "plain": self._encode(half.plain),
+             "stated": self._encode(half.stated)}
+            for half in (self.learn, self.held_out)
+        )  # fmt: skip
+        gated = CROSS_ATTENTION if CROSS_ATTENTION in learn["rows"] else next(iter(learn["rows"]))
+        known = constant_tokens(learn["plain"][gated], learn["rows"][gated])
         constant = {} if known is None else {gated: known}
+        gate, stated = self._fit_gates(*({n: s[gated] for n, s in half.items()} for half in (learn, held)), known)
+        text: list[dict[str, TokenStatistics]] = [{} for _ in range(count)]
+        moves: list[dict[str, Move]] = [{} for _ in range(count)]
+        for block, open_states in learn["rows"].items():
+            mean, scale = gate.mean, gate.scale
+            if block != gated:
+                both = [open_states, learn["plain"][block]]
+                mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
+
+            def moments(half: dict[str, dict[str, Tensor]], group: int | None, b: str = block, mean: Tensor = mean,
+                        scale: Tensor = scale) -> TokenStatistics:  # fmt: skip
+                """Of the open prompts and their counterparts of one group, or (None) of prompts that should stay."""
+                source = half["plain" if group is None else "rows"][b]
+                target = source if group is None else half["stated"][b][group * len(source) : (group + 1) * len(source)]
+                length = min(source.shape[1], target.shape[1])
+                return token_statistics(source[:, :length], target[:, :length], mean, scale, constant.get(b))
+
+            still, held_still, rank = moments(learn, None), moments(held, None), min(self.recipe.rank, len(mean))
+            for i in range(count):
+                text[i][block] = moments(learn, i).beside(still)
+                moves[i][block] = instant_move(text[i][block], moments(held, i).beside(held_still), rank)
+        nothing = {gated: Move(offset=torch.zeros_like(gate.mean))}
+        self._stated = Part(STATED, nothing, {gated: stated}, constant)
+        parts = [Part(group, moves[i], {gated: gate}, constant) for i, group in enumerate(self.pairs.groups)]
+        self._keep(parts)
+        self._report("instant", message="instant region ready")
+        if self.recipe.steps:
+            del learn, held
+            self._discover(parts, text)
+        else:
+            self.losses += [1.0, 1 - self.numbers["calibration"]["unsafe_touched"]]
+
+    def _fit_gates(self, learn: dict[str, Tensor], held: dict[str, Tensor], known: Tensor | None) -> tuple[Gate, Gate]:
+        """The gate that opens on what the rows are about, and the one that opens where the attribute is stated."""
 
         def visit(step: int, loss: float) -> None:
             if step % 20 == 19:
                 self._report("gate", loss, message="finding the walls")
 
-        length = max(states[gated].shape[1] for states in groups)
-        padded = [F.pad(states[gated], (0, 0, 0, length - states[gated].shape[1])) for states in groups]
-        stated = torch.stack([padded[row % count][row] for row in range(len(sets.rows))])
-        gate = fit_gate(neutral[gated], stated, harmless[gated], known, self._generator, visit)
-        del padded, stated
-        gate, self.numbers["calibration"] = calibrate_gate(
-            gate, calibration[gated], neutral[gated], held[gated], known, self.recipe.budget
-        )
-        self._depths = (prompt_depths(calibration[gated], gate, known), prompt_depths(held[gated], gate, known))
-        touched = self.numbers["calibration"]["harmless_touched"]
-        self._report("calibrate", message=f"touches {touched:.1%} of harmless prompts")
-        text: list[dict[str, TokenStatistics]] = [{} for _ in groups]
-        moves: list[dict[str, Move]] = [{} for _ in groups]
-        for block in neutral:
-            mean, scale = gate.mean, gate.scale
-            if block != gated:
-                both = [neutral[block], harmless[block]]
-                mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
-            still, still_held = (_moments(states[block], states[block], mean, scale, constant.get(block))
-                                 for states in (harmless, calibration))  # fmt: skip
-            for i in range(count):
-                learn, check = (
-                    _moments(open_states[block], states[i][block], mean, scale, constant.get(block))
-                    for open_states, states in ((neutral, groups), (held, held_groups))
-                )
-                text[i][block] = learn.beside(still)
-                rank = min(self.recipe.rank, len(mean))
-                moves[i][block] = instant_move(text[i][block], check.beside(still_held), rank)
-        parts = [Part(group, moves[i], {gated: gate}, constant) for i, group in enumerate(self.pairs.groups)]
-        self._keep(parts)
-        self._report("instant", message="instant region ready")
-        if self.recipe.steps:
-            del neutral, held, groups, held_groups, harmless, calibration
-            self._discover(parts, text)
-        else:
-            left = 1 - self.numbers["calibration"]["unsafe_touched"]
-            self.losses += [1.0, left]
+        def like(tokens: Tensor, others: Tensor) -> Tensor:
+            """`others` over again, as many as `tokens`."""
+            return others[torch.arange(len(tokens)) % len(others)]
+
+        budget = self.recipe.budget
+        beside = like(learn["rows"], learn["plain"])
+        gate = fit_gate(learn["rows"], beside, learn["plain"], known, self._generator, visit)
+        gate, card = calibrate_gate(gate, held["plain"], learn["rows"], held["rows"], known, budget)
+        # each group has walls of its own: one that stands out would take them all
+        told = learn["stated"].split(len(learn["rows"]))
+        stated = joined([fit_gate(tokens, like(tokens, learn["rows"]), learn["rows"], known, self._generator, visit)
+                         for tokens in told])  # fmt: skip
+        stated, missed = calibrate_stated(stated, held["stated"], held["rows"], known, budget)
+
+        def margins(tokens: Tensor) -> Tensor:
+            """How far prompts are from both gates' walls, positive where they are touched: [N]."""
+            return torch.minimum(prompt_depths(tokens, gate, known), -prompt_depths(tokens, stated, known))
+
+        harmless = torch.cat([margins(held["plain"]), margins(held["stated"])])
+        self._depths = (harmless, margins(held["rows"]))
+        card |= {
+            "harmless_prompts": len(harmless), "bound": max(card["bound"], missed),
+            "harmless_touched": float((harmless > 0).float().mean()),
+            "unsafe_touched": float((margins(learn["rows"]) > 0).float().mean()),
+            "held_out_unsafe_touched": float((self._depths[1] > 0).float().mean()),
+        }  # fmt: skip
+        self.numbers["calibration"] = card
+        self._report("calibrate", message=f"touches {card['harmless_touched']:.1%} of harmless prompts")
+        return gate, stated
 
     def _discover(self, parts: list[Part], text: list[dict[str, TokenStatistics]]) -> None:
         recipe = self.recipe
-        count = min(recipe.trajectories, len(self.sets.rows))
-        chosen = torch.randperm(len(self.sets.rows), generator=self._generator)[:count].tolist()
-        rows = [self.sets.rows[row] for row in chosen]
+        count = min(recipe.trajectories, len(self.learn.rows))
+        chosen = torch.randperm(len(self.learn.rows), generator=self._generator)[:count].tolist()
+        rows = [self.learn.rows[row] for row in chosen]
         neutral = self.backbone.encode([prompt for prompt, _ in rows])
-        counterparts = list(zip(*(self.backbone.encode([prompts[i] for _, prompts in rows]) for i in range(len(parts)))))
+        sides = [self.backbone.encode([prompts[i] for _, prompts in rows]) for i in range(len(parts))]
+        counterparts = list(zip(*sides))
         empty = self.backbone.encode([""])[0]
         for i, part in enumerate(parts):
             pairs = [(entry, set_apart(of_groups, i, self.contrast)) for entry, of_groups in zip(neutral, counterparts)]
@@ -385,7 +465,7 @@ class AttributeTrainer:
         """The paper's way: one rank-1 shift per group for every prompt, towards the prediction for the group's name."""
         recipe = self.recipe
         empty, *names = self.backbone.encode(["", *(f"a {group}" for group in self.pairs.groups)])
-        prompts = self.backbone.encode([neutral for neutral, _ in self.sets.rows[: max(recipe.steps, 1)]])
+        prompts = self.backbone.encode([neutral for neutral, _ in self.learn.rows[: max(recipe.steps, 1)]])
         parts: list[Part] = []
         for group, entry in zip(self.pairs.groups, names):
             self._report("encode")
@@ -413,19 +493,20 @@ class AttributeTrainer:
             | {"contrast": self.contrast, "rows": len(self.pairs.rows), "pairs_hash": digest},
             "calibration": self.numbers.get("calibration", {}),
         }  # fmt: skip
+        known = [part for part in (self._stated,) if part is not None]
         detached = [
             replace(part, moves={block: replace(move, **{k: v.detach() for k, v in move.tensors().items()})
                                  for block, move in part.moves.items()})
             for part in parts
         ]  # fmt: skip
-        self.region = Region(tuple(detached), metadata)
+        self.region = Region((*detached, *known), metadata)
 
     def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
         """Open prompts as they are and in each group, and two prompts that should stay the same."""
         groups, (empty,) = list(self.pairs.groups), self.backbone.encode([""])
-        opened = [neutral for neutral, _ in self.sets.held_out[:PREVIEW_PROMPTS]]
+        opened = [neutral for neutral, _ in self.held_out.rows[:PREVIEW_PROMPTS]]
         shown = [(prompt, group) for prompt in opened for group in groups]
-        shown += [(prompt, groups[0]) for prompt in self.sets.calibration[:2]]
+        shown += [(prompt, groups[0]) for prompt in (self.held_out.stated[0], self.held_out.plain[0])]
         entries = self.backbone.encode([prompt for prompt, _ in shown])
         moved = [balance_conditioning([entry], region, 1, 0, groups=[group])[0]
                  for entry, (_, group) in zip(entries, shown)]  # fmt: skip
@@ -436,8 +517,3 @@ class AttributeTrainer:
         return [(f"{group}: {prompt}", report.to_image(a), report.to_image(b))
                 for (prompt, group), a, b in zip(shown, before, after)]  # fmt: skip
 
-
-def _moments(source: Tensor, target: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None) -> TokenStatistics:
-    """`token_statistics` of prompts that may differ in length."""
-    length = min(source.shape[1], target.shape[1])
-    return token_statistics(source[:, :length], target[:, :length], mean, scale, constant)

@@ -1,4 +1,4 @@
-"""The command `safe-region`: demo, train, info, import."""
+"""The command `safe-region`: demo, train, train-balance, info, import."""
 
 from __future__ import annotations
 
@@ -148,19 +148,36 @@ pictures counted weapons.</p>
 """
 
 
+def _region_file(name: str) -> Path:
+    out = Path(name)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"The region is written as .safetensors: name it {out.name}.safetensors, for instance.")
+    return out
+
+
+def _train_into(trainer: Any, out: Path) -> None:
+    """Train, write the region and its report, and say where they are."""
+    save_region(_train(trainer, out), out)
+    trainer.picture().save(out.with_suffix(".png"))
+    print(f"Region: {out} ({out.stat().st_size / 1000:.0f} kB)\nReport: {out.with_suffix('.png')}")
+
+
 def run_train(args: argparse.Namespace) -> None:
     """Train a region on the embedded demo model from a file of prompt pairs."""
     from .trainer import Trainer
 
-    out = Path(args.out)
-    if out.suffix != ".safetensors":
-        raise UsageError(f"The region is written as .safetensors: name it {out.name}.safetensors, for instance.")
+    out = _region_file(args.out)
     existing = load_region(args.existing) if args.existing else None
     pairs = load_pairs(args.pairs)
-    trainer = Trainer(_backbone(), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing)
-    save_region(_train(trainer, out), out)
-    trainer.picture().save(out.with_suffix(".png"))
-    print(f"Region: {out} ({out.stat().st_size / 1000:.0f} kB)\nReport: {out.with_suffix('.png')}")
+    _train_into(Trainer(_backbone(), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing), out)
+
+
+def run_train_balance(args: argparse.Namespace) -> None:
+    """Learn the groups of an attribute on the embedded demo model from a file of rows, such as demo/gender.txt."""
+    from .attributes import AttributeTrainer, load_attribute
+
+    out, pairs = _region_file(args.out), load_attribute(args.pairs)
+    _train_into(AttributeTrainer(_backbone(), pairs, _recipe(args)), out)
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -216,6 +233,14 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--concept", help="what the region is about, in a few words")
     train.add_argument("--existing", help="a region to go on from")
     _add_recipe(train)
+    balance = add("train-balance", run_train_balance)
+    balance.add_argument("--pairs", required=True, help="a .txt file: open prompt => group: prompt => group: prompt")
+    balance.add_argument("--out", required=True, help="the region file to write")
+    balance.add_argument("--preset", choices=("region", "instant", "paper"), default="region",
+                         help="which recipe (default: region)")  # fmt: skip
+    balance.add_argument("--steps", type=int, help="training steps for each group through the diffusion model")
+    balance.add_argument("--rank", type=int, help="rank of the moves")
+    balance.add_argument("--seed", type=int, help="the same seed gives the same region")
     add("info", run_info).add_argument("region", help="a region file")
     importing = add("import", run_import)
     importing.add_argument("file", help="the .pth file")

@@ -4,6 +4,7 @@ None of their code is in here. Every function takes a demo backbone and returns 
 which others share, is never changed.
 """
 
+from .debias_vl import debias_vl_method
 from .esd import esd_method
 from .method import Conditioning, Method
 from .nag import nag_method
@@ -13,11 +14,13 @@ from .safree import safree_method
 from .shift import condelta_method, mean_difference_method
 from .sld import sld_method
 from .uce import uce_method
+from .uce_debias import uce_debias_method
 
 __all__ = [
     "Conditioning",
     "Method",
     "condelta_method",
+    "debias_vl_method",
     "esd_method",
     "mean_difference_method",
     "nag_method",
@@ -27,5 +30,6 @@ __all__ = [
     "safree_method",
     "sfw_words_method",
     "sld_method",
+    "uce_debias_method",
     "uce_method",
 ]

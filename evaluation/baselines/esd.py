@@ -14,7 +14,7 @@ with the edited model and made 1,000 updates.) Of several concept phrases each u
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -37,6 +37,7 @@ def esd_method(
     start_guidance: float = 3.0,
     sampling_steps: int = 20,
     seed: int = 0,
+    visit: Callable[[int, DemoBackbone], None] = lambda updates, edited: None,
 ) -> Method:
     """ESD-x for the concept phrases.
 
@@ -45,6 +46,7 @@ def esd_method(
             for all of 8 seen words at 1e-4, for a quarter of them at 3e-4, for one at 1e-3.
         negative_guidance: eta.
         start_guidance, sampling_steps: how x_t is drawn; the authors take 50 steps.
+        visit: sees the number of updates so far and the edited model, which goes on changing.
     """
     generator = Generator().manual_seed(seed)
     entries, empty = backbone.encode(concepts), backbone.encode([""])[0]
@@ -56,7 +58,7 @@ def esd_method(
         for parameter in layer.parameters()
     ]
     optimizer = torch.optim.Adam(trained, lr=learning_rate)
-    for _ in range(steps):
+    for step in range(steps):
         chosen, until = (int(torch.randint(n, (), generator=generator)) for n in (len(entries), sampling_steps))
         concept = [entries[chosen]]
         walk = trajectory(backbone, concept, empty, start_guidance, sampling_steps, generator)
@@ -70,5 +72,6 @@ def esd_method(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        visit(step + 1, edited)
     edited.model.unet.requires_grad_(False)
     return replace(none_method(backbone), name="ESD-x", backbone=edited)
