@@ -13,6 +13,7 @@ from PIL import Image
 
 NODES = {
     "SafeRegionDemoModel", "SafeRegionPromptPairs", "TrainSafeRegion", "SaveSafeRegion", "SafeRegionLoader",
+    "SafeRegionBalance", "TrainBalanceRegion",
     "SafeRegionConditioning",
 }  # fmt: skip
 PAIRS = """\

@@ -3,7 +3,10 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const NAME = "safe_region_status";
-const NODES = new Set(["SafeRegionLoader", "SafeRegionPromptPairs", "SaveSafeRegion", "TrainSafeRegion"]);
+const NODES = new Set([
+  "SafeRegionBalance", "SafeRegionLoader", "SafeRegionPromptPairs", "SaveSafeRegion", "TrainBalanceRegion",
+  "TrainSafeRegion",
+]);
 
 /** The element below a node's widgets that holds its text; made when it is first needed. */
 function statusElement(node) {
