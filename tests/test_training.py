@@ -75,6 +75,12 @@ def test_discovery_closes_the_gap_for_unseen_words(flow, pooled):
     assert gap_left(backbone, region) < 0.65
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9, 10, 11, 20])
+def test_any_number_of_steps_trains(steps):
+    _, trainer = trained(ToyBackbone(), replace(SHORT, steps=steps, trajectories=8))
+    assert len(trainer.losses) == steps
+
+
 def test_prompts_of_any_length_train():
     backbone = ToyBackbone(padded=False)
     region, _ = trained(backbone)

@@ -201,7 +201,10 @@ def discover(
     parameters = [tensor for found in values.values() for tensor in found.values()]
     average = {block: {k: v.detach().clone() for k, v in found.items()} for block, found in values.items()}
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2), pct_start=0.1)
+    rising = max(0.1, 2 / max(steps, 4))  # with one step of rise OneCycleLR would divide by zero
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=max(steps, 4), pct_start=rising
+    )
     text = {block: known.float() for block, known in (text or {}).items()}
     for step in range(steps):
         rows = torch.randint(len(moments), (batch,), generator=generator).tolist()
