@@ -69,6 +69,18 @@ def whole(method: Method) -> Way:
     return Way(method, lambda prompt, count, seed: (method.positive([prompt]) * count, None))
 
 
+def worded(method: Method) -> Way:
+    """As somebody would without any of this: where a prompt leaves the group open, the words say it, turn by turn."""
+    names = re.compile(r"\ban? (?=(?:" + "|".join(word for word, _ in WORDS) + r")\b)")
+
+    def plan(prompt: str, count: int, seed: int) -> tuple[list[Conditioning], list[str]]:
+        groups = [GROUPS[image % 2] for image in range(count)]
+        is_open = not STATED.search(prompt)
+        return method.positive([names.sub(f"a {group} ", prompt) if is_open else prompt for group in groups]), groups
+
+    return Way(method, plan)
+
+
 def by_image(entries: Sequence[Entry], count: int) -> list[Conditioning]:
     """A conditioning for each image, from entries with a row for each image or one row for all."""
     return [[[text[image % len(text)][None], options] for text, options in entries] for image in range(count)]
@@ -147,6 +159,7 @@ class Ways:
         named = [[f"{group} {word}" for group in GROUPS] for word in trained]
         self.makers: dict[str, Callable[[], Way]] = {
             "none": lambda: whole(plain),
+            "said in words": lambda: worded(plain),
             "paper, random": lambda: balanced(plain, [self.paper()], at_random=True, start=PAPER_START),
             "UCE-debias": lambda: whole(uce_debias_method(
                 self.backbone, [a(word) for word in trained], named, [0.5, 0.5], counter(judge), UCE_ROUNDS

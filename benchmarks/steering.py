@@ -1,10 +1,11 @@
 """Every method side by side on the demo model: same prompts, noise, sampler and judge, in one run that can be resumed.
 
-    python benchmarks/steering.py [--prompts 200] [--guidance 4 7 1] [--quick] [--out build/steering] [--publish]
+    python benchmarks/steering.py [--prompts 200] [--guidance 4 7 1] [--quick] [--half] [--out build/steering]
+        [--publish]
 
 Writes results_N_at_G.json (kept up to date: run it again to go on; other guidances may run beside it once the regions
 are trained), steering.md (tables), pareto_G.png. No prompt measured here was trained on. With --publish the README gets
-a short table of the first guidance, docs/ all tables and the plot.
+a short table of the first guidance, docs/ all tables and the plot. --half samples in bfloat16.
 """
 from __future__ import annotations
 
@@ -69,6 +70,7 @@ class Methods:
             "paper, gated": lambda: plain.with_region(self.gated_paper()),
             **{f"ours, {name}": lambda name=name: plain.with_region(self.region(name))
                for name in PRESETS if name != "paper"},
+            "ours, region, from 5 %": lambda: plain.with_region(self.region("region"), start=0.05),
         }  # fmt: skip
         for name in ("SLD strong", "negative prompt", "ESD-x", "UCE"):
             self.makers[f"ours + {name}"] = lambda name=name: self.method(name).with_region(self.region("region"))
@@ -100,7 +102,8 @@ class Methods:
 
 
 def measure(
-    methods: Methods, sets: dict[str, list[DemoPrompt]], names: Sequence[str], guidance: float, file: Path
+    methods: Methods, sets: dict[str, list[DemoPrompt]], names: Sequence[str], guidance: float, file: Path,
+    half: bool,
 ) -> dict[str, Any]:
     """Fill in what is missing in one guidance's results file, and return all of it: results by set, and costs."""
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -111,10 +114,12 @@ def measure(
         missing = [name for name in names if done.get(name, {}).get("count") != len(prompts)]
         if not missing:
             continue
-        plain = draw_set(methods.method("none"), judge, prompts, guidance, STEPS, SEED)
+        plain = draw_set(methods.method("none"), judge, prompts, guidance, STEPS, SEED, half=half)
         for name in missing:
             method = methods.method(name)
-            drawn = plain if name == "none" else draw_set(method, judge, prompts, guidance, STEPS, SEED, plain)
+            drawn = plain
+            if name != "none":
+                drawn = draw_set(method, judge, prompts, guidance, STEPS, SEED, plain, half=half)
             done[name] = compare(prompts, plain, drawn, score).numbers()
             costs[name] = {"evaluations": method.evaluations, "seconds": methods.seconds[name],
                            "bytes": methods.bytes.get(name)} | costs.get(name, {})  # fmt: skip
@@ -234,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--methods", nargs="+", help="only these (default: all)")
     options.add_argument("--sets", nargs="+", help="only these prompt sets (default: all)")
     options.add_argument("--quick", action="store_true", help="few prompts, guidance 4 only: a check that it all runs")
+    options.add_argument("--half", action="store_true", help="sample in bfloat16: faster where the CPU has it")
     options.add_argument("--out", type=Path, default=Path("build/steering"))
     options.add_argument("--publish", action="store_true", help="write README's table, docs/steering.md and its plot")
     asked = options.parse_args(argv)
@@ -247,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = demo_prompts(count, count) | hard_prompts(count)
     chosen = {name: prompts for name, prompts in sets.items() if not asked.sets or name in asked.sets}
     names = list(dict.fromkeys(["none", *names]))
-    found = {guidance: measure(methods, chosen, names, guidance, asked.out / f"results_{count}_at_{guidance:g}.json")
+    kind = f"results_{count}{'_half' * asked.half}"
+    found = {guidance: measure(methods, chosen, names, guidance, asked.out / f"{kind}_at_{guidance:g}.json", asked.half)
              for guidance in guidances}  # fmt: skip
     if {"harmless", "mixed"} <= chosen.keys():
         tables = [table(one["results"], one["costs"], names, guidance) for guidance, one in found.items()]

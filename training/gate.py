@@ -39,19 +39,26 @@ def constant_tokens(harmless: Tensor, unsafe: Tensor, limit: int = 64) -> Tensor
 
 def statistics(tokens: list[Tensor], counts: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean [D] and scale [D] over the counted tokens of several sets [N, T, D]."""
-    picked = torch.cat([t[c].float() for t, c in zip(tokens, counts)])
-    scale = picked.std(0)
-    return picked.mean(0), scale.clamp(min=1e-3 * scale.mean().clamp(min=1e-6))
+    number, total, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for states, counted in zip(tokens, counts):
+        for chunk, which in zip(states.split(256), counted.split(256)):
+            picked = chunk[which].double()
+            number, total, square = number + len(picked), total + picked.sum(0), square + picked.square().sum(0)
+    mean = total / number
+    scale = ((square - number * mean.square()).clamp(min=0) / max(number - 1, 1)).sqrt().float()
+    return mean.float(), scale.clamp(min=1e-3 * scale.mean().clamp(min=1e-6))
 
 
-def prompt_depths(tokens: Tensor, gate: Gate, constant: Tensor | None) -> Tensor:
-    """The largest depth of each prompt [N, T, D]: [N]."""
-    worst = []
-    for chunk in tokens.split(256):
-        chunk = chunk.float()
-        beyond = depth(chunk, gate).amax(-1)
-        worst.append(beyond.masked_fill(~judged(chunk, constant), -torch.inf).amax(-1))
-    return torch.cat(worst)
+def _counted(tokens: Tensor, constant: Tensor | None) -> Tensor:
+    """Which tokens [N, T, D] count, [N, T]: in parts, since that takes memory."""
+    return torch.cat([judged(chunk.float(), constant) for chunk in tokens.split(256)])
+
+
+def prompt_depths(tokens: Tensor, gate: Gate, constant: Tensor | None, counts: Tensor | None = None) -> Tensor:
+    """The largest depth of each prompt [N, T, D]: [N]. `counts` [N, T]: the tokens that count, if that is known."""
+    counts = _counted(tokens, constant) if counts is None else counts
+    beyond = torch.cat([depth(chunk, gate).amax(-1) for chunk in tokens.split(256)])
+    return beyond.masked_fill(~counts, -torch.inf).amax(-1)
 
 
 def _first_walls(unsafe: Tensor, safe: Tensor, constant: Tensor | None, mean: Tensor, scale: Tensor,
@@ -87,6 +94,7 @@ def fit_gate(
     constant: Tensor | None,
     generator: torch.Generator,
     visit: Callable[[int, float], None] = lambda step, loss: None,
+    steps: int = STEPS,
 ) -> Gate:
     """Fit k walls in normalised coordinates.
 
@@ -96,26 +104,27 @@ def fit_gate(
         constant: tokens [n, D] that are left out of the statistics (as harmless tokens they still take part).
         visit: called with the step and the loss.
     """
-    mean, scale = statistics([unsafe, harmless], [judged(unsafe.float(), constant), judged(harmless.float(), constant)])
+    both = [unsafe, harmless]
+    mean, scale = statistics(both, [_counted(tokens, constant) for tokens in both])
+    # constant tokens count here as harmless, in case one goes unrecognised later
+    counted = [_counted(unsafe, constant), _counted(harmless, None)]
     weight = _first_walls(unsafe, safe, constant, mean, scale, generator).requires_grad_(True)
     bias = torch.zeros(WALLS, requires_grad=True)
+    now = Gate(weight, bias, mean, scale, torch.tensor(1.0))
     optimizer = torch.optim.Adam([weight, bias], lr=0.1 / math.sqrt(unsafe.shape[-1]))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    chances = torch.ones(len(harmless))
-    for step in range(STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    chances = [torch.ones(len(tokens)) for tokens in both]
+    for step in range(steps):
         if step % REVIEW == REVIEW - 1:  # harmless prompts that come near the walls are seen more often
-            now = Gate(weight.detach(), bias.detach(), mean, scale, torch.tensor(1.0))
-            chances = F.relu(1 + prompt_depths(harmless, now, None)) + 0.1
-        temperature = 0.02 ** (step / STEPS)
+            with torch.no_grad():
+                chances[1] = F.relu(1 + prompt_depths(harmless, now, None, counted[1])) + 0.1
+        temperature = 0.02 ** (step / steps)
         worst = []
-        for tokens, is_unsafe in ((unsafe, True), (harmless, False)):
-            weights = torch.ones(len(tokens)) if is_unsafe else chances
-            batch = tokens[torch.multinomial(weights, BATCH, replacement=True, generator=generator)].float()
-            # constant tokens count here as harmless, in case one goes unrecognised later
-            counts = judged(batch, constant if is_unsafe else None)
-            counted = counts.any(1)
-            beyond = (batch - mean) / scale @ weight.T - bias
-            worst.append(_soft_worst(beyond[counted], counts[counted], temperature))
+        for tokens, counts, weights in zip(both, counted, chances):
+            rows = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
+            rows = rows[counts[rows].any(1)]
+            beyond = depth(tokens[rows], now)
+            worst.append(_soft_worst(beyond, counts[rows], temperature))
         loss = F.relu(1 - worst[0]).square().mean() + F.relu(1 + worst[1]).square().mean()
         total = loss + PENALTY * weight.square().sum()
         optimizer.zero_grad()

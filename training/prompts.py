@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -12,16 +13,24 @@ from .pairs import PairsError, PromptPairs, everyday_prompts
 MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
 ARTICLES = ("a", "an", "the", "some")
 FEWEST = 32  # of a list that is cut to size
+MAX_CROWDS = 400  # of unsafe prompts in a crowd of harmless ones, and of crowds without
+CROWD_WORDS = 24  # beside a prompt: with it, they stay below the 75 tokens of a chunk
 
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Pairs to learn from and held out, harmless prompts to fit the gate with and to calibrate it with."""
+    """Pairs to learn from and held out, harmless prompts to fit the gate with and to calibrate it with.
+
+    The `crowds`, pairs in the midst of several harmless prompts, and `calm` ones, crowds of harmless prompts only, are
+    for the walls alone.
+    """
 
     pairs: list[tuple[str, str]]
     held_out: list[tuple[str, str]]
     harmless: list[str]
     calibration: list[str]
+    crowds: list[tuple[str, str]]
+    calm: list[str]
 
 
 def _shuffled(prompt: str, rng: Random) -> str:
@@ -32,6 +41,28 @@ def _shuffled(prompt: str, rng: Random) -> str:
 
 def _joined(first: str, second: str, rng: Random) -> str:
     return rng.choice(("{}, {}", "{} and {}", "{} with {}", "{} next to {}")).format(first, second)
+
+
+def crowded(prompt: str, others: Sequence[str], rng: Random) -> str:
+    """The prompt somewhere among two to eight others, as many as there is room for."""
+    found, room = [], CROWD_WORDS
+    for other in rng.choices(others, k=rng.randint(2, 8)):
+        room -= len(other.split())
+        if room >= 0:
+            found.append(other)
+    found.insert(rng.randint(0, len(found)), prompt)
+    return ", ".join(filter(None, found))
+
+
+def crowded_pairs(pairs: Sequence[tuple[str, str]], others: Sequence[str], rng: Random) -> list[tuple[str, str]]:
+    """Both sides of each pair in the same crowd."""
+    found = []
+    for unsafe, safe in pairs:
+        state = rng.getstate()
+        first = crowded(unsafe, others, rng)
+        rng.setstate(state)
+        found.append((first, crowded(safe, others, rng)))
+    return found
 
 
 def vary_pairs(
@@ -101,13 +132,19 @@ def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
 
 
 def _at_most(sets: PromptSets, most: int, rng: Random) -> PromptSets:
-    """The sets, each cut to the same share of itself where together they hold more than `most` prompts."""
-    total = 2 * (len(sets.pairs) + len(sets.held_out)) + len(sets.harmless) + len(sets.calibration)
-    if total <= most:
+    """The sets, the longer ones cut to one length where together they hold more than `most` prompts."""
+    price = {name: 2 if items and isinstance(items[0], tuple) else 1 for name, items in vars(sets).items()}
+
+    def total(length: int) -> int:
+        return sum(price[name] * min(len(items), length) for name, items in vars(sets).items())
+
+    lengths = range(FEWEST, max(map(len, vars(sets).values())) + 1)
+    if not lengths or total(lengths[-1]) <= most:
         return sets
+    length = lengths[max(bisect_right(lengths, most, key=total) - 1, 0)]
     cut = {}
     for name, items in vars(sets).items():
-        count = min(len(items), max(round(len(items) * most / total), FEWEST))
+        count = min(len(items), length)
         cut[name] = [*items[:1], *rng.sample(items[1:], count - 1)]  # the first harmless prompt is the empty one
     return PromptSets(**cut)
 
@@ -140,10 +177,13 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
     calibration = [*own_held, *safe_held, *everyday_held[:room]]
     learn_varied = vary_pairs(learn, everyday_learn, own_learn + safe_learn, rng)
+    long = [crowded(prompt, calibration, rng) for prompt in rng.choices(calibration, k=MAX_CROWDS)]
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
         list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng), *(b for _, b in learn_varied)])),
-        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng)])),
+        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng), *long])),
+        crowded_pairs(rng.choices(learn, k=MAX_CROWDS), harmless, rng),
+        [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=MAX_CROWDS)],
     )
     return _at_most(sets, most, rng)

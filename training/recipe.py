@@ -23,6 +23,7 @@ class Recipe:
     initial: str = "instant"  # where the move starts: instant | difference | zero | lora
     target: str = "pair"  # what the steered prompt should draw: pair | self | both
     budget: float = 0.01  # share of harmless prompts that the gate may touch
+    prompts: int = 7_000  # that are encoded at most, variations and harmless ones included
     harden: int = 0  # rounds of a search for unsafe prompts that the gate does not see
 
     def describe(self) -> dict[str, Any]:

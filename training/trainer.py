@@ -36,7 +36,6 @@ ENCODE_BATCH = 64
 PREVIEW_EVERY = 50  # steps
 PREVIEW_PROMPTS = 4
 STRENGTH_PROMPTS = 48  # held-out pairs that settle the move's strength
-MOST_PROMPTS = 7_000  # encoded in one run
 STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
 
 
@@ -122,13 +121,14 @@ class Trainer:
     def _most_prompts(self) -> int:
         """How many prompts may be encoded, so that their states fit into memory."""
         one = self.backbone.encode([self.pairs.pairs[0][0] if self.pairs.pairs else ""])[0]
-        return min(MOST_PROMPTS, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
+        return min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
 
     def _count_steps(self) -> int:
         sets, recipe = self.sets, self.recipe
         if recipe.preset == "paper":
             return 1 + recipe.steps + int(self.backbone.can_decode)
-        lists = (sets.pairs, sets.pairs, sets.held_out, sets.held_out, sets.harmless, sets.calibration)
+        lists = (sets.pairs, sets.pairs, sets.held_out, sets.held_out, sets.harmless, sets.calibration, sets.crowds,
+                 sets.crowds, sets.calm)  # fmt: skip
         encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // 16) * 4 if recipe.steps else 0
         gate = 0 if self.existing and self.existing.parts[0].gates else GATE_STEPS // 20
@@ -162,6 +162,9 @@ class Trainer:
         blocks = list(encoded["unsafe"])
         gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
         states = {name: found[gated] for name, found in encoded.items() if gated in found}
+        crowds = {"unsafe": [unsafe for unsafe, _ in sets.crowds], "safe": [safe for _, safe in sets.crowds],
+                  "harmless": sets.calm}  # fmt: skip
+        states |= {name: _beside(states[name], self._encode(prompts)[gated]) for name, prompts in crowds.items()}
         found = constant_tokens(states["harmless"], states["unsafe"])
         constant = {} if found is None else {gated: found}
         gate = self._fit_gate(states, gated, constant)
