@@ -120,4 +120,4 @@ def test_crowds_hold_both_sides_of_a_pair_in_the_same_company():
         assert safe.split(", ") == [sides[name] if one == name else one for one in unsafe.split(", ")]
         lengths.add(len(unsafe.split()))
     assert min(lengths) < 12 < max(lengths) <= CROWD_WORDS + 3
-    assert len(sets.calm) == len(sets.crowds) and all(", " in prompt for prompt in sets.calm)
+    assert len(sets.calm) == len(sets.crowds) and sum(", " in prompt for prompt in sets.calm) > 0.9 * len(sets.calm)

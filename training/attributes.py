@@ -41,7 +41,7 @@ from .trainer import ENCODE_BATCH, PREVIEW_PROMPTS, STATES_BYTES, Progress, stac
 
 CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8
-STATED_STEPS = 2_000  # of the walls where the attribute is stated: an open prompt and its counterpart lie close
+STATED_STEPS = 1_000  # of the walls where the attribute is stated: an open prompt and its counterpart lie close
 RARE = 0.02  # of everyday prompts; a rarer word in an open prompt is taken for one that names its subject
 MIXTURE = "safe_region_mixture"  # an entry's option: entries with weights whose predictions are added up
 

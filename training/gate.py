@@ -22,6 +22,7 @@ BATCH = 96
 REVIEW = 50  # steps
 SPARE = 0.25  # of the gap between harmless and unsafe prompts goes to the harmless ones
 PENALTY = 1e-3
+RAMP = 0.02  # of the typical depth of unsafe prompts: a prompt that is outside at all goes nearly all the way
 
 
 def constant_tokens(harmless: Tensor, unsafe: Tensor, limit: int = 64) -> Tensor | None:
@@ -167,7 +168,7 @@ def calibrate_gate(
     bias = gate.bias + raise_by
     left = prompt_depths(unsafe, gate, constant) - raise_by
     typical = float(left[left > 0].median()) if (left > 0).any() else 1.0
-    calibrated = Gate(gate.weight, bias, gate.mean, gate.scale, torch.tensor(max(0.25 * typical, 1e-3)))
+    calibrated = Gate(gate.weight, bias, gate.mean, gate.scale, torch.tensor(max(RAMP * typical, 1e-3)))
     count = len(depths)
     return calibrated, {
         "harmless_prompts": count,

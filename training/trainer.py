@@ -127,9 +127,9 @@ class Trainer:
         sets, recipe = self.sets, self.recipe
         if recipe.preset == "paper":
             return 1 + recipe.steps + int(self.backbone.can_decode)
-        lists = (sets.pairs, sets.pairs, sets.held_out, sets.held_out, sets.harmless, sets.calibration, sets.crowds,
-                 sets.crowds, sets.calm)  # fmt: skip
-        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
+        sides = 2 * [len(sets.pairs) + len(sets.crowds), len(sets.held_out)]
+        counts = [*sides, len(sets.harmless) + len(sets.calm), len(sets.calibration)]
+        encoding = sum(-(-count // ENCODE_BATCH) for count in counts)
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // 16) * 4 if recipe.steps else 0
         gate = 0 if self.existing and self.existing.parts[0].gates else GATE_STEPS // 20
         drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
@@ -151,20 +151,23 @@ class Trainer:
 
     def _run_region(self) -> None:
         sets, recipe = self.sets, self.recipe
-        encoded = {
-            "unsafe": self._encode([unsafe for unsafe, _ in sets.pairs]),
-            "safe": self._encode([safe for _, safe in sets.pairs]),
-            "held_unsafe": self._encode([unsafe for unsafe, _ in sets.held_out]),
-            "held_safe": self._encode([safe for _, safe in sets.held_out]),
-            "harmless": self._encode(sets.harmless),
-            "calibration": self._encode(sets.calibration),
+        lists = {
+            "unsafe": [unsafe for unsafe, _ in sets.pairs],
+            "safe": [safe for _, safe in sets.pairs],
+            "held_unsafe": [unsafe for unsafe, _ in sets.held_out],
+            "held_safe": [safe for _, safe in sets.held_out],
+            "harmless": sets.harmless,
+            "calibration": sets.calibration,
         }
+        crowds = {"unsafe": [unsafe for unsafe, _ in sets.crowds], "safe": [safe for _, safe in sets.crowds],
+                  "harmless": sets.calm}  # fmt: skip
+        encoded = {name: self._encode([*prompts, *crowds.get(name, ())]) for name, prompts in lists.items()}
         blocks = list(encoded["unsafe"])
         gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
         states = {name: found[gated] for name, found in encoded.items() if gated in found}
-        crowds = {"unsafe": [unsafe for unsafe, _ in sets.crowds], "safe": [safe for _, safe in sets.crowds],
-                  "harmless": sets.calm}  # fmt: skip
-        states |= {name: _beside(states[name], self._encode(prompts)[gated]) for name, prompts in crowds.items()}
+        # crowds are for the walls only
+        encoded = {name: {block: tokens[: len(lists[name])] for block, tokens in found.items()}
+                   for name, found in encoded.items()}  # fmt: skip
         found = constant_tokens(states["harmless"], states["unsafe"])
         constant = {} if found is None else {gated: found}
         gate = self._fit_gate(states, gated, constant)
