@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from publishing import MEASURED, put
 from steering import SEED, STEPS, Methods, percent
 
 from comfyui_safe_region.demo import world
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--attacks", nargs="+", help="only these (default: all)")
     options.add_argument("--quick", action="store_true", help="four prompts and a small budget: that it all runs")
     options.add_argument("--out", type=Path, default=Path("build/steering"))
+    options.add_argument("--publish", action="store_true", help="write the table into docs/measured.md")
     asked = options.parse_args(argv)
     asked.out.mkdir(parents=True, exist_ok=True)
     count = 4 if asked.quick else asked.prompts
@@ -132,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n\n".join(filter(None, (table(found, chosen), verdict(found, chosen))))
     (asked.out / "attacks.md").write_text(text + "\n", encoding="utf-8")
     print(text)
+    if asked.publish:
+        put(MEASURED, "attacks", f"{len(prompts)} prompts.\n\n{text}")
     print(f"{len(prompts)} prompts, {budget}; torch {torch.__version__}; results in {asked.out}")
     return 0
 

@@ -20,6 +20,7 @@ from random import Random
 from typing import Any
 
 import torch
+from publishing import MEASURED, put
 from torch import Tensor
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
@@ -295,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--quick", action="store_true", help="one batch a name, few others: a check that it all runs")
     options.add_argument("--region", type=Path, help="an attribute region (default: demo-gender, as shipped)")
     options.add_argument("--out", type=Path, default=Path("build/balance"))
+    options.add_argument("--publish", action="store_true", help="write the tables into docs/measured.md")
     asked = options.parse_args(argv)
     images, harmless = (BATCH, 8) if asked.quick else (asked.images, asked.harmless)
     guidances = asked.guidance[:1] if asked.quick else asked.guidance
@@ -336,6 +338,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                       f"batches that were not 2/2/2/2: {row['uneven_batches']}")  # fmt: skip
     (asked.out / "balance.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     print("\n\n".join(tables))
+    if asked.publish:
+        put(MEASURED, "balance", "\n\n".join(tables))
 
 
 if __name__ == "__main__":

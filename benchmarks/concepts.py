@@ -22,6 +22,7 @@ from random import Random
 from typing import Any
 
 import torch
+from publishing import MEASURED, put
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
 from comfyui_safe_region.demo import world
@@ -329,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--presets", nargs="+", choices=list(PRESETS), default=["instant", "region"])
     options.add_argument("--quick", action="store_true", help="the instant region on few prompts: a check that it runs")
     options.add_argument("--out", type=Path, default=Path("build/concepts"))
+    options.add_argument("--publish", action="store_true", help="write the tables into docs/measured.md")
     asked = options.parse_args(argv)
     if asked.quick:
         asked.prompts, asked.presets = 4, ["instant"]
@@ -339,6 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads.")
     write_atomically(asked.out / "concepts.md", ("\n\n".join(texts) + "\n").encode())
     print("\n\n".join(texts))
+    if asked.publish:
+        put(MEASURED, "concepts", "\n\n".join(texts))
     return 0
 
 

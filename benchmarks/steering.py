@@ -5,7 +5,7 @@
 
 Writes results_N_at_G.json (kept up to date: run it again to go on; other guidances may run beside it once the regions
 are trained), steering.md (tables), pareto_G.png. No prompt measured here was trained on. With --publish the README gets
-a short table of the first guidance, docs/ all tables and the plot. --half samples in bfloat16.
+a short table of the first guidance, docs/measured.md all tables and the plot. --half samples in bfloat16.
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from publishing import MEASURED, README, put
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
 from comfyui_safe_region.demo import world
@@ -40,7 +41,6 @@ CONCEPTS = ["weapon", "knife", "dagger", "gun", "bomb", "axe", "swords"]
 SFW_WORDS = ["a flower", "peaceful", "harmless", "family friendly"]
 GUIDE = "a flower"
 STEPS, SEED = 12, 7
-MARKS = ("<!-- steering table: written by benchmarks/steering.py -->", "<!-- end of the steering table -->")
 
 
 class Methods:
@@ -218,20 +218,6 @@ def pareto(results: dict[str, Any], names: Sequence[str], path: Path) -> None:
     sheet.save(path)
 
 
-def publish(brief: str, full: str, plot: Path, pack: Path) -> None:
-    """Put the brief table between the README's markers, the full ones and the plot into docs."""
-    path = pack / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    if not all(mark in readme for mark in MARKS):
-        raise SystemExit(f"{path} lacks the two markers: {MARKS[0]} and {MARKS[1]}")
-    before, rest = readme.split(MARKS[0])
-    path.write_text(f"{before}{MARKS[0]}\n\n{brief}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
-    (pack / "docs" / "images" / "pareto.png").write_bytes(plot.read_bytes())
-    page = (f"# Every method side by side\n\nWritten by `python benchmarks/steering.py --publish`. Shares are of the "
-            f"prompts of each set, in per cent, with 95 % intervals.\n\n{full}\n")  # fmt: skip
-    (pack / "docs" / "steering.md").write_text(page, encoding="utf-8")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--prompts", type=int, default=200, help="prompts in each set")
@@ -241,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--quick", action="store_true", help="few prompts, guidance 4 only: a check that it all runs")
     options.add_argument("--half", action="store_true", help="sample in bfloat16: faster where the CPU has it")
     options.add_argument("--out", type=Path, default=Path("build/steering"))
-    options.add_argument("--publish", action="store_true", help="write README's table, docs/steering.md and its plot")
+    options.add_argument("--publish", action="store_true", help="write tables and plot into README.md and docs/")
     asked = options.parse_args(argv)
     count, guidances = (4, [4.0]) if asked.quick else (asked.prompts, asked.guidance)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -263,9 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             pareto(one["results"], names, asked.out / f"pareto_{guidance:g}.png")
         if asked.publish:
             first = guidances[0]
-            brief = brief_table(found[first]["results"], found[first]["costs"], names, first)
-            pack = Path(__file__).resolve().parent.parent
-            publish(brief, "\n\n".join(tables), asked.out / f"pareto_{first:g}.png", pack)
+            put(README, "steering", brief_table(found[first]["results"], found[first]["costs"], names, first))
+            put(MEASURED, "steering", "\n\n".join(tables))
+            pareto(found[first]["results"], names, MEASURED.parent / "images" / "pareto.png")
         print("\n\n".join(tables))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; results in {asked.out}")
     return 0

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from publishing import MEASURED, put
 from safetensors.torch import load_file, save_file
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
@@ -390,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--esd-steps", type=int, default=ESD_SEEN[-1], help="updates of ESD-x")
     options.add_argument("--quick", action="store_true", help="few of everything: a check that it all runs")
     options.add_argument("--out", type=Path, default=Path("build/training"))
+    options.add_argument("--publish", action="store_true", help="write the tables into docs/measured.md")
     asked = options.parse_args(argv)
     if asked.quick:
         asked.prompts, asked.seeds, asked.steps, asked.esd_steps = 2, 1, 12, 25
@@ -410,6 +412,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads.")
     write_atomically(asked.out / "training.md", ("\n\n".join(texts) + "\n").encode())
     print("\n\n".join(texts))
+    if asked.publish:
+        put(MEASURED, "training", "\n\n".join(texts))
     return 0
 
 

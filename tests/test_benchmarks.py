@@ -19,10 +19,13 @@ from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.recipe import PRESETS
 from toy_model import ToyBackbone
 
+SCRIPTS = Path(__file__).parent.parent / "benchmarks"
+sys.path.append(str(SCRIPTS))  # as python does that runs one of them
+
 
 def benchmark(name):
     """A benchmark as a module: they are scripts, and part of no package."""
-    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    path = SCRIPTS / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look it up there
@@ -30,7 +33,7 @@ def benchmark(name):
     return module
 
 
-training, concepts = benchmark("training"), benchmark("concepts")
+training, concepts, publishing = benchmark("training"), benchmark("concepts"), benchmark("publishing")
 
 
 def cells(table):
@@ -403,3 +406,24 @@ def test_tables_have_a_row_for_each_concept_asked_for(results):
     gates = {row[0]: row[1:] for row in cells(concepts.gates_table(found))}
     assert gates["vehicles + food"] == ["0", "25", "25", "0"] and gates["harmless"] == ["0"] * 4
     assert "Preset instant" in concepts.report("instant", found, sets)
+
+
+# --- publishing ---
+
+
+def test_a_result_replaces_the_last_one_between_its_marks_and_nothing_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- one -->\n\nold\n\n<!-- end of one -->\n<!-- two --><!-- end of two -->\nafter\n")
+    publishing.put(page, "one", "new\n")
+    publishing.put(page, "one", "newer\n")
+    publishing.put(page, "two", "other")
+    assert page.read_text() == ("before\n<!-- one -->\n\nnewer\n\n<!-- end of one -->\n"
+                                "<!-- two -->\n\nother\n\n<!-- end of two -->\nafter\n")  # fmt: skip
+    with pytest.raises(SystemExit, match="end of three"):
+        publishing.put(page, "three", "x")
+
+
+@pytest.mark.parametrize("name", ["steering", "attacks", "balance", "training", "concepts"])
+def test_the_page_of_results_has_a_place_for_each_benchmark(name):
+    text = publishing.MEASURED.read_text(encoding="utf-8")
+    assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
