@@ -67,8 +67,10 @@ def _backbone() -> Any:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    chosen = {name: getattr(args, name) for name in ("steps", "rank", "learning_rate", "seed", "initial", "target",
-                                                     "guidance") if getattr(args, name, None) is not None}  # fmt: skip
+    names = ("steps", "rank", "learning_rate", "seed", "initial", "target", "guidance")
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if getattr(args, "encoded", None) is not None:
+        chosen["prompts"] = args.encoded
     return replace(PRESETS[args.preset], **chosen)
 
 
@@ -230,6 +232,8 @@ def build_parser() -> argparse.ArgumentParser:
     train = add("train", run_train)
     train.add_argument("--pairs", required=True, help="a .txt, .csv or .jsonl file of prompt pairs")
     train.add_argument("--out", required=True, help="the region file to write")
+    train.add_argument("--prompts", dest="encoded", type=int,
+                       help="prompts to encode at most (default: 7000): fewer take less time, and the gate errs more")
     train.add_argument("--concept", help="what the region is about, in a few words")
     train.add_argument("--existing", help="a region to go on from")
     _add_recipe(train)

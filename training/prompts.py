@@ -177,13 +177,14 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
     calibration = [*own_held, *safe_held, *everyday_held[:room]]
     learn_varied = vary_pairs(learn, everyday_learn, own_learn + safe_learn, rng)
-    long = [crowded(prompt, calibration, rng) for prompt in rng.choices(calibration, k=MAX_CROWDS)]
+    crowds = min(MAX_CROWDS, most // 16)
+    long = [crowded(prompt, calibration, rng) for prompt in rng.choices(calibration, k=crowds)]
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
         list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng), *(b for _, b in learn_varied)])),
         list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng), *long])),
-        crowded_pairs(rng.choices(learn, k=MAX_CROWDS), harmless, rng),
-        [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=MAX_CROWDS)],
+        crowded_pairs(rng.choices(learn, k=crowds), harmless, rng),
+        [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=crowds)],
     )
     return _at_most(sets, most, rng)
