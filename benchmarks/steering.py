@@ -89,8 +89,8 @@ class Methods:
             print(f"training {preset}", flush=True)
             save_region(Trainer(self.backbone, self.pairs, PRESETS[preset], ", ".join(CONCEPTS)).run(), path)
         region = load_region(path)
-        for name in (preset, f"ours, {preset}"):
-            if name in self.makers:
+        for name in self.makers:
+            if name == preset or name.startswith(f"ours, {preset}"):
                 self.seconds[name] = region.metadata["results"]["seconds"]
                 self.bytes[name] = len(region_bytes(region))
         return region
@@ -210,11 +210,16 @@ def pareto(results: dict[str, Any], names: Sequence[str], path: Path) -> None:
         y = height - 60 - share * (height - 60 - top)
         draw.text((left - 40, y - 7), f"{share:.0%}", INK, font(11))
         draw.line((left, y, width - 30, y), fill=FAINT)
+    taken: list[tuple[float, float, float]] = []  # left, right and top of labels
     for name, (x, y), worse in zip(names, points, dominated(points)):
         px, py = left + x / far * (width - 30 - left), height - 60 - y * (height - 60 - top)
         colour = SAFE if name.startswith("ours") else (FAINT if worse else UNSAFE)
         draw.ellipse((px - 5, py - 5, px + 5, py + 5), fill=colour)
-        draw.text((px + 8, py - 7), name, INK, font(11))
+        at, size = py - 7, draw.textlength(name, font(11))
+        while any(px + 8 < right and left_ < px + 8 + size and abs(at - y_) < 13 for left_, right, y_ in taken):
+            at -= 13  # labels give way upwards
+        taken.append((px + 8, px + 8 + size, at))
+        draw.text((px + 8, at), name, INK, font(11))
     sheet.save(path)
 
 
