@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from publishing import MEASURED, put
+from publishing import MEASURED, as_table, put
 from steering import SEED, STEPS, Methods, percent
 
 from comfyui_safe_region.demo import world
@@ -86,7 +86,7 @@ def table(results: dict[str, dict[str, Any]], attacks: Sequence[str]) -> str:
         rows.append([f"**{name}**" if name.startswith("ours") else name, percent(found["fidelity"]),
                      *(percent(found[a]["success"]) if a in found else "" for a in attacks),
                      percent(max(rates)) if rates else ""])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return as_table([head, *rows])
 
 
 def verdict(results: dict[str, dict[str, Any]], attacks: Sequence[str]) -> str:

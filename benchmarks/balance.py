@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 import torch
-from publishing import MEASURED, put
+from publishing import MEASURED, as_table, put, share
 from torch import Tensor
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
@@ -34,7 +34,6 @@ from comfyui_safe_region.evaluation.baselines import (
     uce_debias_method,
 )  # fmt: skip
 from comfyui_safe_region.evaluation.demo_prompts import demo_prompts
-from comfyui_safe_region.evaluation.steering import wilson
 from comfyui_safe_region.region import Entry, Region, attribute_of, balance_conditioning, load_region, save_region
 from comfyui_safe_region.region.balance import known_groups
 from comfyui_safe_region.region.files import write_atomically
@@ -259,11 +258,6 @@ def two_at_once(ways: Ways, judge: Judge, guidance: float, images: int) -> dict[
     return {**total, "uneven_batches": uneven}
 
 
-def _share(part: int, whole: int) -> str:
-    low, high = wilson(part, whole)
-    return f"{100 * part / whole:.0f} <sub>{100 * low:.0f}-{100 * high:.0f}</sub>" if whole else ""
-
-
 def table(results: dict[str, Any], guidance: str) -> str:
     """One guidance as Markdown; shares in per cent."""
     head = [f"guidance {guidance}", "distance from 50 % (mean of 18 names)", "names seen in training", "names not seen",
@@ -280,11 +274,11 @@ def table(results: dict[str, Any], guidance: str) -> str:
         rows.append([
             f"**{name}**" if name == "ours" else name,
             *(f"{100 * sum(off[word] for word in some) / len(some):.0f}" for some in of),
-            f"{100 * max(off.values()):.0f}", _share(total["agree"], total["count"]) if meant else "",
-            _share(total["right"], total["count"]), _share(stated["same"], stated["count"]),
-            _share(stated["right"], stated["states"]), _share(calm["same"], calm["count"]),
+            f"{100 * max(off.values()):.0f}", share(total["agree"], total["count"]) if meant else "",
+            share(total["right"], total["count"]), share(stated["same"], stated["count"]),
+            share(stated["right"], stated["states"]), share(calm["same"], calm["count"]),
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return as_table([head, *rows])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -333,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = [table({name: found[f"{g:g}"][name] for name in names}, f"{g:g}") for g in guidances]
     for guidance, row in found.get("two at once", {}).items():
         kinds = ("gender", "background", "both", "right")
-        shares = ", ".join(f"{kind} {_share(row[kind], row['count'])}" for kind in kinds)
+        shares = ", ".join(f"{kind} {share(row[kind], row['count'])}" for kind in kinds)
         tables.append(f"Gender and background at once, guidance {guidance}, per cent drawn as meant: {shares}; "
                       f"batches that were not 2/2/2/2: {row['uneven_batches']}")  # fmt: skip
     (asked.out / "balance.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")

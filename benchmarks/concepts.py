@@ -22,7 +22,7 @@ from random import Random
 from typing import Any
 
 import torch
-from publishing import MEASURED, put
+from publishing import MEASURED, as_table, put
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
 from comfyui_safe_region.demo import world
@@ -250,12 +250,6 @@ def losses(results: Results) -> dict[str, tuple[float, float, float]]:
         kept = 100 * (alone[mixed]["kept"] - four[mixed]["kept"]) / max(four[mixed]["before"], 1)
         found[concept] = (more[concept], sum(beside) / len(beside), kept)
     return found
-
-
-def as_table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first row is the head."""
-    head, *rest = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rest])
 
 
 def _cell(value: float | None) -> str:

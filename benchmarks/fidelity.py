@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from publishing import MEASURED, put
+from publishing import MEASURED, as_table, put, share
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
 from comfyui_safe_region.demo.model import Judge
 from comfyui_safe_region.evaluation.baselines import Method, none_method
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts
-from comfyui_safe_region.evaluation.steering import draw_set, wilson
+from comfyui_safe_region.evaluation.steering import draw_set
 from comfyui_safe_region.region import Region, load_region, save_region
 from comfyui_safe_region.region.conditioning import text_blocks
 from comfyui_safe_region.region.files import write_atomically
@@ -122,22 +122,16 @@ def measure(
     return found
 
 
-def _share(part: int, whole: int) -> str:
-    low, high = wilson(part, whole)
-    return f"{100 * part / whole:.0f} <sub>{100 * low:.0f}-{100 * high:.0f}</sub>" if whole else ""
-
-
 def table(found: dict[str, Any], guidance: float) -> str:
     """One guidance as Markdown; shares in per cent."""
     lines = [[f"guidance {guidance:g}", "mixed: unsafe left", "mixed: rest kept", "mixed: background kept",
               "implicit: unsafe left", "mixed: outside after the move"]]  # fmt: skip
     for name, row in found.items():
         mixed, implicit = row["mixed"], row["implicit"]
-        lines.append([name, _share(mixed["unsafe"], mixed["count"]), _share(mixed["kept"], mixed["before"]),
-                      _share(mixed["ground"], mixed["count"]), _share(implicit["unsafe"], implicit["count"]),
-                      _share(mixed["outside"], mixed["count"])])  # fmt: skip
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+        lines.append([name, share(mixed["unsafe"], mixed["count"]), share(mixed["kept"], mixed["before"]),
+                      share(mixed["ground"], mixed["count"]), share(implicit["unsafe"], implicit["count"]),
+                      share(mixed["outside"], mixed["count"])])  # fmt: skip
+    return as_table(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

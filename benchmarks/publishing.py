@@ -1,11 +1,26 @@
-"""Put what a benchmark has measured between its two marks in README.md or docs/measured.md."""
+"""How benchmarks write what they have measured: as Markdown, and between two marks in README.md or docs/measured.md."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from comfyui_safe_region.evaluation.steering import wilson
 
 PACK = Path(__file__).resolve().parent.parent
 README, MEASURED = PACK / "README.md", PACK / "docs" / "measured.md"
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; the first row is the head."""
+    head, *rest = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rest])
+
+
+def share(part: int, whole: int) -> str:
+    """A share of counted pictures in whole per cent, with its 95 % interval; empty where nothing was counted."""
+    low, high = wilson(part, whole)
+    return f"{100 * (part / whole):.0f} <sub>{100 * low:.0f}-{100 * high:.0f}</sub>" if whole else ""
 
 
 def put(page: Path, name: str, text: str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from publishing import MEASURED, README, put
+from publishing import MEASURED, README, as_table, put, share
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
 from comfyui_safe_region.demo import world
@@ -28,7 +28,7 @@ from comfyui_safe_region.demo.model import Judge, PictureTextScore
 from comfyui_safe_region.evaluation import baselines as other
 from comfyui_safe_region.evaluation.baselines import Method
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts, hard_prompts
-from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, dominated, draw_set, wilson
+from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, dominated, draw_set
 from comfyui_safe_region.region import Region, load_region, region_bytes, save_region
 from comfyui_safe_region.region.files import write_atomically
 from comfyui_safe_region.training.pairs import demo_pairs
@@ -134,14 +134,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}"
 
 
-def _share(part: int, whole: int) -> str:
-    """A share of counted pictures, with its 95 % interval."""
-    if not whole:
-        return ""
-    low, high = wilson(part, whole)
-    return f"{percent(part / whole)} <sub>{percent(low)}-{percent(high)}</sub>"
-
-
 def table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], guidance: float) -> str:
     """One guidance as Markdown; shares in per cent."""
     unsafe = [name for name in results if name not in HARMLESS_SETS]
@@ -155,13 +147,13 @@ def table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], 
         calm = row["harmless"]
         rows.append([
             f"**{name}**" if name.startswith("ours") else name,
-            *(_share(row[set_name]["unsafe"], row[set_name]["count"]) for set_name in unsafe),
-            _share(row["mixed"]["kept"], row["mixed"]["before"]),
-            *(_share(row[set_name]["identical"], row[set_name]["count"]) for set_name in harmless),
-            f"{calm['pixel_change']:.1f}", _share(calm["asked"], calm["asks"]), f"{calm['text_score']:.1f}",
+            *(share(row[set_name]["unsafe"], row[set_name]["count"]) for set_name in unsafe),
+            share(row["mixed"]["kept"], row["mixed"]["before"]),
+            *(share(row[set_name]["identical"], row[set_name]["count"]) for set_name in harmless),
+            f"{calm['pixel_change']:.1f}", share(calm["asked"], calm["asks"]), f"{calm['text_score']:.1f}",
             f"{costs[name]['evaluations'][0 if guidance > 1 else 1]:.3g}", f"{costs[name]['seconds']:.0f} s",
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return as_table([head, *rows])
 
 
 BRIEF = {"held-out words": "words in no pair", "implicit": "implicit", "mixed": "mixed", "odd forms": "odd forms"}
@@ -186,7 +178,7 @@ def brief_table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[
             percent(near["identical"] / near["count"]) if near else "", f"{row['harmless']['pixel_change']:.1f}",
             f"{costs[name]['evaluations'][0 if guidance > 1 else 1]:.3g}", f"{costs[name]['seconds']:.0f} s",
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return as_table([head, *rows])
 
 
 def pareto(results: dict[str, Any], names: Sequence[str], path: Path) -> None:
@@ -206,9 +198,9 @@ def pareto(results: dict[str, Any], names: Sequence[str], path: Path) -> None:
     far = max(x for x, _ in points) * 1.25 or 1.0
     draw.text((left, height - 50), "mean change of harmless pictures, of 255  (0 on the left)", INK, font(13))
     draw.text((8, 8), "share of unsafe pictures left", INK, font(13))
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y = height - 60 - share * (height - 60 - top)
-        draw.text((left - 40, y - 7), f"{share:.0%}", INK, font(11))
+    for level in (0, 0.25, 0.5, 0.75, 1):
+        y = height - 60 - level * (height - 60 - top)
+        draw.text((left - 40, y - 7), f"{level:.0%}", INK, font(11))
         draw.line((left, y, width - 30, y), fill=FAINT)
     taken: list[tuple[float, float, float]] = []  # left, right and top of labels
     for name, (x, y), worse in zip(names, points, dominated(points)):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from publishing import MEASURED, put
+from publishing import MEASURED, as_table, put
 from safetensors.torch import load_file, save_file
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
@@ -151,12 +151,6 @@ def spread(values: Sequence[float], form: str = "{:.0f}") -> str:
         return ""
     deviation = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
     return form.format(statistics.mean(values)) + deviation
-
-
-def as_table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first row is the head."""
-    head, *rest = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rest])
 
 
 def load(file: Path) -> dict[str, Any]:

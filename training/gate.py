@@ -106,9 +106,10 @@ def fit_gate(
         visit: called with the step and the loss.
     """
     both = [unsafe, harmless]
-    mean, scale = statistics(both, [_counted(tokens, constant) for tokens in both])
+    of_unsafe = _counted(unsafe, constant)
+    mean, scale = statistics(both, [of_unsafe, _counted(harmless, constant)])
     # constant tokens count here as harmless, in case one goes unrecognised later
-    counted = [_counted(unsafe, constant), _counted(harmless, None)]
+    counted = [of_unsafe, _counted(harmless, None)]
     weight = _first_walls(unsafe, safe, constant, mean, scale, generator).requires_grad_(True)
     bias = torch.zeros(WALLS, requires_grad=True)
     now = Gate(weight, bias, mean, scale, torch.tensor(1.0))
