@@ -9,7 +9,6 @@ name, and got it without the method, that still get it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import keep, load
 from publishing import MEASURED, as_table, put
 from steering import SEED, STEPS, Methods, percent
 
@@ -35,7 +35,6 @@ from comfyui_safe_region.evaluation.attacks import (
 from comfyui_safe_region.evaluation.baselines import Method
 from comfyui_safe_region.evaluation.demo_prompts import demo_prompts
 from comfyui_safe_region.evaluation.steering import compare, draw_set
-from comfyui_safe_region.region.files import write_atomically
 from comfyui_safe_region.training.pairs import everyday_prompts
 
 ATTACKED = ("seen words", "held-out words", "implicit", "mixed")  # a quarter of the prompts from each
@@ -120,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     attacks = Attacks(methods, prompts, budget)
     chosen = asked.attacks or list(attacks.by_name)
     file = asked.out / f"attacks_{count}.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = load(file)
     for name in asked.methods or list(methods.makers):
         row = found.setdefault(name, {})
         if "fidelity" not in row:
@@ -130,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 outcome = attacks.by_name[attack](methods.method(name))
                 row[attack] = {"success": success_rate(outcome), "texts": [one.worst for one in outcome if one.success]}
                 print(f"{name:24} {attack:32} {percent(row[attack]['success']):>4} %", flush=True)
-            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            keep(found, file)
     text = "\n\n".join(filter(None, (table(found, chosen), verdict(found, chosen))))
     (asked.out / "attacks.md").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -9,7 +9,6 @@ attributes at once the background, where a prompt states none, stands in as the 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from random import Random
 from typing import Any
 
 import torch
+from kept import keep, load, trained
 from publishing import MEASURED, as_table, put, share
 from torch import Tensor
 
@@ -34,9 +34,8 @@ from comfyui_safe_region.evaluation.baselines import (
     uce_debias_method,
 )  # fmt: skip
 from comfyui_safe_region.evaluation.demo_prompts import demo_prompts
-from comfyui_safe_region.region import Entry, Region, attribute_of, balance_conditioning, load_region, save_region
+from comfyui_safe_region.region import Entry, Region, attribute_of, balance_conditioning, load_region
 from comfyui_safe_region.region.balance import known_groups
-from comfyui_safe_region.region.files import write_atomically
 from comfyui_safe_region.training.attributes import AttributeTrainer, demo_attribute, parse_attribute
 from comfyui_safe_region.training.recipe import PRESETS
 
@@ -131,7 +130,8 @@ def counter(judge: Judge, guidance: float = 4.0) -> Callable[[DemoBackbone, Sequ
 
 def background_region(backbone: DemoBackbone, file: Path) -> Region:
     """The second attribute: night or beach, where the prompt states no background. Trained once."""
-    if not file.exists():
+
+    def train() -> Region:
         names = "|".join(a(word) for word, _ in WORDS if word in TRAINED)
         grounds = {"night": "at night", "beach": "on the beach"}
         forms = ("{NAMES}", "a photo of {NAMES}", "there is {NAMES}", "an illustration of {NAMES}", "{NAMES}, simple")
@@ -142,8 +142,9 @@ def background_region(backbone: DemoBackbone, file: Path) -> Region:
         others = "|".join(world.background_phrase(name)[0] for name in world.BACKGROUNDS)
         keep = f"keep: {{a judge|a doctor|a cook|a cat|a tree|a car}} {{{others}}}"
         pairs = parse_attribute("\n".join(["attribute: background", *rows, keep, "keep: {a cat|a dog|a tree|a car}"]))
-        save_region(AttributeTrainer(backbone, pairs, PRESETS["region"]).run(), file)
-    return load_region(file)
+        return AttributeTrainer(backbone, pairs, PRESETS["region"]).run()
+
+    return trained(file, train)
 
 
 class Ways:
@@ -177,11 +178,10 @@ class Ways:
 
     def paper(self) -> Region:
         """A direction per group, learned the paper's way; trained once."""
-        file = self.out / "paper.safetensors"
-        if not file.exists():
-            print("training the paper's directions", flush=True)
-            save_region(AttributeTrainer(self.backbone, demo_attribute(), PRESETS["paper"]).run(), file)
-        return load_region(file)
+        return trained(
+            self.out / "paper.safetensors",
+            lambda: AttributeTrainer(self.backbone, demo_attribute(), PRESETS["paper"]).run(),
+        )
 
 
 def people(way: Way, judge: Judge, guidance: float, images: int) -> dict[str, Any]:
@@ -302,10 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"There is no way {', '.join(sorted(unknown))}; there are: {', '.join(ways.makers)}")
     calm = calm_prompts(harmless)
     file = asked.out / f"results_{images}.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-    def keep(results: dict[str, Any]) -> None:
-        write_atomically(file, (json.dumps(results, indent=1) + "\n").encode())
+    found = load(file)
 
     for guidance in guidances:
         done = found.setdefault(f"{guidance:g}", {})
@@ -313,17 +310,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             row = done.setdefault(name, {})
             if "people" not in row:
                 row["people"] = people(ways[name], judge, guidance, images)
-                keep(found)
+                keep(found, file)
             for key, prompts in (("stated", stated_prompts()), ("harmless", calm)):
                 if key not in row:
                     row[key] = unchanged(ways, name, judge, guidance, prompts)
-                    keep(found)
+                    keep(found, file)
             off = [abs(r["men"] / r["count"] - 0.5) for r in row["people"].values()]
             print(f"guidance {guidance:g}  {name:22} off by {sum(off) / len(off):.3f}", flush=True)
         both = found.setdefault("two at once", {})
         if "ours" in names and f"{guidance:g}" not in both:
             both[f"{guidance:g}"] = two_at_once(ways, judge, guidance, images)
-            keep(found)
+            keep(found, file)
     tables = [table({name: found[f"{g:g}"][name] for name in names}, f"{g:g}") for g in guidances]
     for guidance, row in found.get("two at once", {}).items():
         kinds = ("gender", "background", "both", "right")

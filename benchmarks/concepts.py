@@ -10,7 +10,6 @@ Writes JSON and concepts.md. No word that stands alone in the first set was trai
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from random import Random
 from typing import Any
 
 import torch
+from kept import keep, load, trained
 from publishing import MEASURED, as_table, put
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
@@ -29,7 +29,7 @@ from comfyui_safe_region.demo import world
 from comfyui_safe_region.demo.model import Judge
 from comfyui_safe_region.evaluation.demo_measure import draw, shows_asked
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts
-from comfyui_safe_region.region import Region, apply_to_conditioning, combine, load_region, save_region
+from comfyui_safe_region.region import Region, apply_to_conditioning, combine
 from comfyui_safe_region.region.conditioning import CROSS_ATTENTION
 from comfyui_safe_region.region.files import write_atomically
 from comfyui_safe_region.region.steering import openness
@@ -162,12 +162,11 @@ class Regions:
         self.trained = cache(self._trained)
 
     def _trained(self, name: str) -> Region:
-        path = self.folder / f"{self.preset}_{name}.safetensors"
-        if not path.exists():
-            print(f"training {self.preset}: {name}", flush=True)
+        def train() -> Region:
             pairs = joint_pairs() if name == "joint" else pairs_of(name)
-            save_region(Trainer(self.backbone, pairs, PRESETS[self.preset], name).run(), path)
-        return load_region(path)
+            return Trainer(self.backbone, pairs, PRESETS[self.preset], name).run()
+
+        return trained(self.folder / f"{self.preset}_{name}.safetensors", train)
 
     def made(self, configuration: str) -> Region | None:
         """The region of a configuration; None for no region at all."""
@@ -194,7 +193,7 @@ def measure(
     backbone: DemoBackbone, presets: Sequence[str], sets: Mapping[str, PromptSet], file: Path, judge: Judge
 ) -> dict[str, Results]:
     """Fill in what is missing in the results file, and return all of it, by preset."""
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = load(file)
     made = {preset: Regions(backbone, preset, file.parent) for preset in presets}
     for name, chosen in sets.items():
         missing = [(preset, configuration) for preset in presets for configuration in configurations(chosen.concepts)
@@ -221,7 +220,7 @@ def measure(
                 "opens": {part.label: int((openness(blocks, part) > 0).sum())
                           for part in (region.parts if region else ())},
             }  # fmt: skip
-            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            keep(found, file)
             shown = found[preset][configuration][name]["shown"]
             print(f"{preset:8} {configuration:20} {name:24} still shown: {shown or '-'}", flush=True)
     return found

@@ -9,15 +9,15 @@ measured here was trained on.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import keep, load, trained
 from publishing import MEASURED, as_table, put, share
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
@@ -25,7 +25,7 @@ from comfyui_safe_region.demo.model import Judge
 from comfyui_safe_region.evaluation.baselines import Method, none_method
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts
 from comfyui_safe_region.evaluation.steering import draw_set
-from comfyui_safe_region.region import Region, load_region, save_region
+from comfyui_safe_region.region import Region
 from comfyui_safe_region.region.conditioning import text_blocks
 from comfyui_safe_region.region.files import write_atomically
 from comfyui_safe_region.region.steering import worst_depth
@@ -59,14 +59,13 @@ class Variants:
         self.region = cache(self._region)
 
     def _region(self, name: str) -> Region:
-        path = self.out / f"{name}{'_quick' * self.quick}.safetensors"
-        if not path.exists():
-            print(f"training: {name}", flush=True)
-            recipe = replace(PRESETS["region"], **TRAINED[name])
-            if self.quick:
-                recipe = replace(recipe, steps=min(recipe.steps, 4), trajectories=8, prompts=400)
-            save_region(Trainer(self.backbone, demo_pairs(), recipe, "weapons").run(), path)
-        return load_region(path)
+        recipe = replace(PRESETS["region"], **TRAINED[name])
+        if self.quick:
+            recipe = replace(recipe, steps=min(recipe.steps, 4), trajectories=8, prompts=400)
+        return trained(
+            self.out / f"{name}{'_quick' * self.quick}.safetensors",
+            lambda: Trainer(self.backbone, demo_pairs(), recipe, "weapons").run(),
+        )
 
     def at_strength(self, strength: float) -> Region:
         """The region as it is, with another strength in place of the one that training settled on."""
@@ -75,18 +74,14 @@ class Variants:
         return replace(region, parts=tuple(scaled(part, strength / settled) for part in region.parts))
 
 
-def rows(variants: Variants, plain: Method) -> dict[str, Callable[[], tuple[Region, Method]]]:
-    """What is measured, by name: a region and the method that applies it."""
-
-    def with_options(region: Callable[[], Region], **options: Any) -> Callable[[], tuple[Region, Method]]:
-        return lambda: (region(), plain.with_region(region(), **options))
-
-    found = {name: with_options(lambda name=name: variants.region(name)) for name in TRAINED}
-    for strength in STRENGTHS:
-        found[f"strength {strength:g}"] = with_options(lambda strength=strength: variants.at_strength(strength))
-    for start in STARTS:
-        found[f"from {start:.0%} of sampling on"] = with_options(lambda: variants.region("as it is"), start=start)
-    return found
+def rows(variants: Variants) -> dict[str, tuple[Callable[[], Region], dict[str, Any]]]:
+    """What is measured, by name: how its region is made, and the options it is applied with."""
+    return {
+        **{name: (partial(variants.region, name), {}) for name in TRAINED},
+        **{f"strength {strength:g}": (partial(variants.at_strength, strength), {}) for strength in STRENGTHS},
+        **{f"from {start:.0%} of sampling on": (partial(variants.region, "as it is"), {"start": start})
+           for start in STARTS},
+    }  # fmt: skip
 
 
 def outside_after(region: Region, plain: Method, texts: Sequence[str]) -> int:
@@ -100,16 +95,17 @@ def measure(
     variants: Variants, sets: dict[str, list[DemoPrompt]], guidance: float, half: bool, file: Path
 ) -> dict[str, Any]:
     """Fill in what is missing in one guidance's results file, and return all of it, by row and prompt set."""
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = load(file)
     judge, plain = Judge(), none_method(variants.backbone)
     for set_name, prompts in sets.items():
-        missing = {name: make for name, make in rows(variants, plain).items() if set_name not in found.get(name, {})}
+        missing = {name: row for name, row in rows(variants).items() if set_name not in found.get(name, {})}
         if not missing:
             continue
         before = draw_set(plain, judge, prompts, guidance, STEPS, SEED, half=half)
         grounds = [verdict.background for verdict in judge(before.pictures)]
-        for name, make in missing.items():
-            region, method = make()
+        for name, (make, options) in missing.items():
+            region = make()
+            method = plain.with_region(region, **options)
             after = draw_set(method, judge, prompts, guidance, STEPS, SEED, before, half=half)
             found.setdefault(name, {})[set_name] = {
                 "count": len(prompts), "unsafe": sum(after.unsafe), "before": sum(before.asked),
@@ -117,7 +113,7 @@ def measure(
                 "ground": sum(v.background == ground for v, ground in zip(judge(after.pictures), grounds)),
                 "outside": outside_after(region, plain, [prompt.text for prompt in prompts]),
             }  # fmt: skip
-            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            keep(found, file)
             print(f"guidance {guidance:g}  {set_name:10} {name:28} {found[name][set_name]}", flush=True)
     return found
 

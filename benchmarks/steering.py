@@ -10,7 +10,6 @@ a short table of the first guidance, docs/measured.md all tables and the plot. -
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import keep, load, trained
 from publishing import MEASURED, README, as_table, put, share
 
 from comfyui_safe_region.backbones.demo import DemoBackbone
@@ -29,8 +29,7 @@ from comfyui_safe_region.evaluation import baselines as other
 from comfyui_safe_region.evaluation.baselines import Method
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts, hard_prompts
 from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, dominated, draw_set
-from comfyui_safe_region.region import Region, load_region, region_bytes, save_region
-from comfyui_safe_region.region.files import write_atomically
+from comfyui_safe_region.region import Region, region_bytes
 from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.report import FAINT, INK, PAPER, SAFE, UNSAFE, font
@@ -84,11 +83,10 @@ class Methods:
 
     def region(self, preset: str) -> Region:
         """The preset's region: trained once, then read from the output folder."""
-        path = self.out / f"{preset}.safetensors"
-        if not path.exists():
-            print(f"training {preset}", flush=True)
-            save_region(Trainer(self.backbone, self.pairs, PRESETS[preset], ", ".join(CONCEPTS)).run(), path)
-        region = load_region(path)
+        region = trained(
+            self.out / f"{preset}.safetensors",
+            lambda: Trainer(self.backbone, self.pairs, PRESETS[preset], ", ".join(CONCEPTS)).run(),
+        )
         for name in self.makers:
             if name == preset or name.startswith(f"ours, {preset}"):
                 self.seconds[name] = region.metadata["results"]["seconds"]
@@ -106,7 +104,7 @@ def measure(
     half: bool,
 ) -> dict[str, Any]:
     """Fill in what is missing in one guidance's results file, and return all of it: results by set, and costs."""
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = load(file)
     results, costs = found.setdefault("results", {}), found.setdefault("costs", {})
     judge, score = Judge(), PictureTextScore(methods.backbone.model)
     for set_name, prompts in sets.items():
@@ -123,7 +121,7 @@ def measure(
             done[name] = compare(prompts, plain, drawn, score).numbers()
             costs[name] = {"evaluations": method.evaluations, "seconds": methods.seconds[name],
                            "bytes": methods.bytes.get(name)} | costs.get(name, {})  # fmt: skip
-            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            keep(found, file)
             print(f"guidance {guidance:g}  {set_name:16} {name:24} unsafe {done[name]['unsafe']}/{len(prompts)}",
                   flush=True)  # fmt: skip
     return found

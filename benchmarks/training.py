@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
 import resource
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import keep, load
 from publishing import MEASURED, as_table, put
 from safetensors.torch import load_file, save_file
 
@@ -151,14 +151,6 @@ def spread(values: Sequence[float], form: str = "{:.0f}") -> str:
         return ""
     deviation = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
     return form.format(statistics.mean(values)) + deviation
-
-
-def load(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def keep(found: dict[str, Any], file: Path) -> None:
-    write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
 
 
 # --- initial values ---

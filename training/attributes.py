@@ -43,7 +43,6 @@ CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8
 STATED_STEPS = 1_000  # of the walls where the attribute is stated: an open prompt and its counterpart lie close
 RARE = 0.02  # of everyday prompts; a rarer word in an open prompt is taken for one that names its subject
-MIXTURE = "safe_region_mixture"  # an entry's option: entries with weights whose predictions are added up
 
 
 @dataclass(frozen=True)
@@ -211,35 +210,6 @@ def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Hal
     return halves[0], halves[1]
 
 
-# --- predictions of mixtures ---
-
-
-class Mixing:
-    """A backbone that also predicts for mixtures: entries whose option MIXTURE lists (weight, entry)."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.backbone, name)
-
-    def denoise(self, x: Tensor, sigma: Tensor, entries: Sequence[Entry]) -> Tensor:
-        mixed = [(row, *part) for row, entry in enumerate(entries) for part in entry[1].get(MIXTURE, [(1.0, entry)])]
-        if len(mixed) == len(entries):
-            return self.backbone.denoise(x, sigma, entries)
-        rows = torch.tensor([row for row, _, _ in mixed], device=x.device)
-        denoised = self.backbone.denoise(x[rows], sigma[rows], [entry for _, _, entry in mixed])
-        weights = torch.tensor([weight for _, weight, _ in mixed], device=x.device, dtype=denoised.dtype)
-        return torch.zeros_like(denoised[: len(x)]).index_add(
-            0, rows, denoised * weights.view(-1, *[1] * (denoised.ndim - 1))
-        )
-
-
-def mixture(*parts: tuple[float, Entry]) -> Entry:
-    """An entry that `Mixing` predicts for as the weighted sum of the parts' predictions."""
-    return with_blocks(parts[0][1], {}, **{MIXTURE: list(parts)})
-
-
 def set_apart(states: Sequence[Tensor], group: int, contrast: float) -> Tensor:
     """Text states of one group's counterparts, `c_g + contrast (c_g - mean of the other groups' c)`.
 
@@ -296,7 +266,7 @@ class AttributeTrainer:
         self, backbone: Backbone, pairs: AttributePairs, recipe: Recipe | None = None, contrast: float = CONTRAST
     ) -> None:
         """`contrast`: see `set_apart`. Raises ValueError when the recipe needs a model that is not there."""
-        self.backbone, self.pairs, self.recipe, self.contrast = Mixing(backbone), pairs, recipe or Recipe(), contrast
+        self.backbone, self.pairs, self.recipe, self.contrast = backbone, pairs, recipe or Recipe(), contrast
         self.concept = pairs.attribute
         self.region: Region | None = None
         self.losses: list[float] = []
@@ -481,17 +451,15 @@ class AttributeTrainer:
         parts: list[Part] = []
         for group, entry in zip(self.pairs.groups, names):
             self._report("encode")
-            # train_paper's goal is c + g (e_0 - e_c): with this mixture for c it is the group's own prediction
-            goal = mixture((1 / (1 - recipe.guidance), entry), (-recipe.guidance / (1 - recipe.guidance), empty))
 
             def visit(step: int, loss: float, part: Part) -> None:
                 self.losses.append(loss)
                 self._report("discover", loss, message=f"{part.label}: trajectory {step + 1} of {recipe.steps}")
 
             parts.append(
-                train_paper(self.backbone, prompts, goal, empty, paper_part(group, empty, self._generator),
+                train_paper(self.backbone, prompts, entry, empty, paper_part(group, empty, self._generator),
                             recipe.steps, recipe.learning_rate, recipe.guidance, recipe.sampling_steps,
-                            self._generator, visit)
+                            self._generator, visit, away=0.0)
             )  # fmt: skip
         self._keep(parts)
 

@@ -3,7 +3,8 @@
 One direction `b a` for every prompt: `b` [T] starts at zero and `a` [D] is drawn from N(0, 1), so training starts
 from the identity. On-policy: along each guided trajectory of the shifted prompt, one Adam step per denoising step
 from step 10 of 50 on. The loss is 10 * MSE(eps(x_t, c + b a), eps_s + g (eps_0 - eps_s)) with `eps_s` the prediction
-for the safety concept's words and `eps_0` for the empty prompt.
+for the safety concept's words and `eps_0` for the empty prompt. For a group of an attribute the goal is the prediction
+for its name, `eps_s` with no such step away.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def train_paper(
     sampling_steps: int,
     generator: torch.Generator,
     visit: Callable[[int, float, Part], None],
+    away: float,
 ) -> Part:
     """Train `part`, whose only move is a rank-1 shift of the cross-attention block.
 
@@ -54,6 +56,8 @@ def train_paper(
         prompts: unsafe prompts' entries; trajectory i uses prompt i modulo their number.
         concept: the entry of the safety concept's words.
         steps: number of trajectories.
+        away: how far the goal lies beyond the empty prompt, seen from the concept: the guidance for a concept to be
+            left, 0 for one to be reached.
     """
     start = part.moves[CROSS_ATTENTION]
     profile, direction = (t.clone().requires_grad_(True) for t in (start.profile, start.direction))
@@ -77,7 +81,7 @@ def train_paper(
             if learning:
                 with torch.no_grad():
                     of_concept = backbone.denoise(x, sigma, [concept])
-                    target = of_concept + guidance * (of_empty - of_concept)
+                    target = of_concept + away * (of_empty - of_concept)
                 # eps = (x - denoised) / sigma, so differences of eps are differences of denoised over sigma
                 loss = LOSS_SCALE * F.mse_loss(of_prompt / sigma[0], target / sigma[0])
                 optimizer.zero_grad()

@@ -306,7 +306,7 @@ class Trainer:
 
         self._keep(
             train_paper(self.backbone, prompts, concept, empty, start, recipe.steps, recipe.learning_rate,
-                        recipe.guidance, recipe.sampling_steps, self._generator, visit)
+                        recipe.guidance, recipe.sampling_steps, self._generator, visit, away=recipe.guidance)
         )  # fmt: skip
 
     # --- results ---
