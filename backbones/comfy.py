@@ -16,7 +16,7 @@ import comfy.samplers
 import torch
 from torch import Generator, Tensor, nn
 
-from ..region.conditioning import Entry, text_blocks
+from ..region.conditioning import Entry, text_tensors
 
 SCHEDULER = "normal"
 DEFAULT_SIZE = 512  # pixels; a latent format may name its own as `training_size`
@@ -129,8 +129,10 @@ class ComfyBackbone:
         if self._signature is None:
             encoder = self.clip.cond_stage_model
             parts = [name for name, child in encoder.named_children() if hasattr(child, "encode_token_weights")]
-            blocks = {name: tensor.shape[-1] for name, tensor in text_blocks(self.encode([""])[0]).items()}
-            self._signature = {"name": type(encoder).__name__, "parts": parts, "blocks": blocks}
+            blocks = {name: tensor.shape[-1] for name, tensor in text_tensors(self.encode([""])[0]).items()}
+            # ComfyUI derives a class from the family's own within a function, and gives some the name of another
+            family = next(kind for kind in type(encoder).__mro__ if "<locals>" not in kind.__qualname__)
+            self._signature = {"name": family.__name__, "parts": parts, "blocks": blocks}
         return self._signature
 
     def encode(self, prompts: Sequence[str]) -> list[Entry]:

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks import MASK_OPTIONS, read_blocks
 from .conditioning import (
-    MASK_OPTIONS,
     Entry,
     check_fit,
     check_numbers,
-    original_blocks,
+    original_tensors,
     repeated,
     steer_once,
-    text_blocks,
     text_masks,
+    text_tensors,
     within_range,
 )
 from .region import Part, Region, RegionError
@@ -51,12 +51,13 @@ class Attribute:
     shares: dict[str, float]
     stated: Part | None = None  # its gate opens on prompts that state the attribute
 
-    def left_open(self, blocks: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """1 for each prompt that does not state the attribute, else 0: [B]."""
+    def left_open(self, tensors: Mapping[str, Tensor], entry: Entry) -> Tensor:
+        """1 for each prompt that does not state the attribute, else 0: [B]. `tensors` are its text, unsteered."""
         if self.stated is None:
             return torch.ones(())
+        blocks = read_blocks(tensors, self.stated.gates)
         stated = self.stated.to(next(iter(blocks.values())).device)
-        return (openness(blocks, stated, masks=masks) == 0).float()
+        return (openness(blocks, stated, masks=text_masks(entry, self.stated.gates)) == 0).float()
 
 
 def attribute_of(region: Region) -> Attribute:
@@ -181,9 +182,8 @@ def balance_conditioning(
     if batch_size < 1:
         raise RegionError(f"batch_size must be at least 1, not {batch_size}.")
     for entry in conditioning:
-        blocks = text_blocks(entry)
-        check_fit(region, blocks)
-        rows = {len(tensor) for tensor in blocks.values()} - {1, batch_size}
+        check_fit(region, entry)
+        rows = {len(tensor) for tensor in text_tensors(entry).values()} - {1, batch_size}
         if rows:
             raise RegionError(
                 f"This conditioning holds the texts of {rows.pop()} images, but batch_size is {batch_size}: both must "
@@ -201,8 +201,7 @@ def balance_conditioning(
     parts = list(attribute.groups.values())
 
     def act(entry: Entry) -> Entry:
-        blocks = original_blocks(entry)
-        left_open = attribute.left_open(blocks, text_masks(entry))
+        left_open = attribute.left_open(original_tensors(entry), entry)
         strengths = [row.to(left_open.device, non_blocking=True) * left_open for row in rows]
         text, options = steer_once(entry, parts, strengths, count=batch_size)
         options = {**options, GROUPS: {**known, attribute.name: list(drawn)}}

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,24 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .blocks import (
+    CROSS_ATTENTION,
+    MASK_OPTIONS,
+    SOMETIMES,
+    TEXT_KEYS,
+    WORD_IDS,
+    block_names,
+    block_width,
+    described,
+    key_of,
+    read_blocks,
+    write_blocks,
+)
 from .region import Part, Region, RegionError
 from .steering import steer
 
 Entry = list[Any]  # [cross-attention tensor, options]
 
-CROSS_ATTENTION = "cross_attn"
-# Options of an entry that carry text (which family has which: shared/comfyui.md, section 6).
-TEXT_OPTIONS = ("pooled_output", "conditioning_llama3", "conditioning_byt5small", "conditioning_mt5xl")
-MASK_OPTIONS = {CROSS_ATTENTION: "attention_mask", "conditioning_mt5xl": "attention_mask_mt5xl"}
 ACTED = "safe_region_ids"  # the option that tells other nodes which parts acted on an entry
 
 
@@ -26,7 +35,7 @@ ACTED = "safe_region_ids"  # the option that tells other nodes which parts acted
 class _Origin:
     """What an entry was before it was steered, and by what."""
 
-    blocks: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     applied: tuple[tuple[Part, float | Tensor, bool], ...]  # with the strength, of each row where it is a tensor
 
 
@@ -36,60 +45,66 @@ class _Origin:
 _origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def _origin(blocks: dict[str, Tensor]) -> _Origin:
+def _origin(tensors: dict[str, Tensor]) -> _Origin:
     """What the text was before any part acted; the text itself where none did."""
-    found = next((origin for tensor in blocks.values() if (origin := _origins.get(tensor))), None)
-    if found and all(_origins.get(t) is found or found.blocks.get(name) is t for name, t in blocks.items()):
+    found = next((origin for tensor in tensors.values() if (origin := _origins.get(tensor))), None)
+    if found and all(_origins.get(t) is found or found.tensors.get(name) is t for name, t in tensors.items()):
         return found
-    return _Origin(blocks, ())
+    return _Origin(tensors, ())
 
 
-def original_blocks(entry: Sequence[Any]) -> dict[str, Tensor]:
-    """The entry's text, by block name, as it was before any region acted on it."""
-    return _origin(text_blocks(entry)).blocks
+def original_tensors(entry: Sequence[Any]) -> dict[str, Tensor]:
+    """The entry's text, as `text_tensors` has it, as it was before any region acted on it."""
+    return _origin(text_tensors(entry)).tensors
 
 
-def text_blocks(entry: Sequence[Any]) -> dict[str, Tensor]:
-    """The parts of an entry that carry text, by block name."""
-    tensor, options = entry[0], entry[1]
-    blocks = {CROSS_ATTENTION: tensor} if isinstance(tensor, Tensor) else {}
-    for name in TEXT_OPTIONS:
-        if isinstance(options.get(name), Tensor):
-            blocks[name] = options[name]
-    return blocks
+def text_tensors(entry: Sequence[Any]) -> dict[str, Tensor]:
+    """The parts of an entry that carry text, by the option they are in."""
+    found = {CROSS_ATTENTION: entry[0]} | {key: entry[1].get(key) for key in TEXT_KEYS if key != CROSS_ATTENTION}
+    return {key: tensor for key, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
-def text_masks(entry: Sequence[Any]) -> dict[str, Tensor]:
+def text_blocks(entry: Sequence[Any], names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The entry's text by block; `names` are those wanted, None the blocks that a region for this model has."""
+    tensors = text_tensors(entry)
+    return read_blocks(tensors, block_names(tensors) if names is None else names)
+
+
+def text_masks(entry: Sequence[Any], names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Attention masks [B, T] by block name, where they fit the block's tokens."""
-    masks = {}
-    for block, option in MASK_OPTIONS.items():
-        mask, tokens = entry[1].get(option), text_blocks(entry).get(block)
+    masks, tensors = {}, text_tensors(entry)
+    for block in block_names(tensors) if names is None else names:
+        mask, tokens = entry[1].get(MASK_OPTIONS.get(key_of(block))), tensors.get(key_of(block))
         if isinstance(mask, Tensor) and tokens is not None and mask.shape[-1] == tokens.shape[-2]:
             masks[block] = mask.reshape(-1, mask.shape[-1]).to(tokens.device)
     return masks
 
 
 def with_blocks(entry: Sequence[Any], blocks: Mapping[str, Tensor], **options: Any) -> Entry:
-    """A copy of the entry with other text; every other option stays as it was."""
-    changed = {name: tensor for name, tensor in blocks.items() if name != CROSS_ATTENTION}
-    return [blocks.get(CROSS_ATTENTION, entry[0]), {**entry[1], **changed, **options}]
+    """A copy of the entry with other text in some blocks; every other option stays as it was."""
+    written = write_blocks(text_tensors(entry), blocks)
+    text = written.pop(CROSS_ATTENTION, entry[0])
+    return [text, {**entry[1], **written, **options}]
 
 
-def _describe(widths: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {width}" for name, width in widths.items()) or "no text"
-
-
-def check_fit(region: Region, blocks: Mapping[str, Tensor]) -> None:
+def check_fit(region: Region, entry: Sequence[Any]) -> None:
     """Raises RegionError, naming both sides, unless every block the region moves is there at the right width."""
-    met = {name: tensor.shape[-1] for name, tensor in blocks.items()}
+    if WORD_IDS in entry[1]:
+        raise RegionError(
+            "This model (Anima) reads the prompt's words again inside the diffusion model, where a region of the text "
+            "embedding cannot reach them: use another model."
+        )
+    tensors = text_tensors(entry)
     for part in region.parts:
         wanted = part.widths() | {block: gate.mean.shape[-1] for block, gate in part.gates.items()}
-        if any(met.get(block) != width for block, width in wanted.items()):
+        met = {block: block_width(block, tensors) for block in wanted}
+        if any(met[block] != width for block, width in wanted.items() if met[block] or block not in SOMETIMES):
             encoder = region.metadata.get("encoder")
-            family = encoder.get("name") if isinstance(encoder, dict) else None
-            learned = f"{family or 'another text encoder'} ({_describe(wanted)})"
+            name = str(encoder.get("name")) if isinstance(encoder, dict) else ""
+            widths = {key: tensor.shape[-1] for key, tensor in tensors.items()}
             raise RegionError(
-                f'The region "{region.name}" was learned on {learned}, but this conditioning has {_describe(met)}. '
+                f'The region "{region.name}" was learned on {name or "another text encoder"} '
+                f"({described(wanted, name)}), but this conditioning has {described(widths)}. "
                 "Use a region that was trained with this model's text encoder."
             )
 
@@ -109,22 +124,27 @@ def steer_once(
         strengths: of each part; a tensor [B] holds one for each row.
         count: B, when the entry is to become so many rows.
     """
-    origin = _origin(text_blocks(entry))
+    origin = _origin(text_tensors(entry))
     acted = {part.id for part, _, _ in origin.applied}
     fresh = [(part, strength, always) for part, strength in zip(parts, strengths) if part.id not in acted]
     if not fresh:
         return entry
-    blocks = {name: repeated(tensor, count) for name, tensor in origin.blocks.items()}
+    tensors = {name: repeated(tensor, count) for name, tensor in origin.tensors.items()}
     applied = (*origin.applied, *fresh)
+    names = list(dict.fromkeys(block for part, _, _ in applied for block in (*part.gates, *part.moves)))
+    blocks = read_blocks(tensors, names)
     steered = steer(
-        blocks, [p for p, _, _ in applied], [s for _, s, _ in applied], [a for _, _, a in applied], text_masks(entry)
-    )
-    changed = {name: tensor for name, tensor in steered.items() if tensor is not origin.blocks[name]}
-    outcome = _Origin(blocks, applied)
-    for name, tensor in changed.items():
-        if tensor is not blocks[name]:  # else the outcome, which holds it, would keep its own key alive
-            _origins[tensor] = outcome
-    return with_blocks(entry, changed, **{ACTED: sorted(part.id for part, _, _ in applied)})
+        blocks, [p for p, _, _ in applied], [s for _, s, _ in applied], [a for _, _, a in applied],
+        text_masks(entry, names),
+    )  # fmt: skip
+    written = write_blocks(tensors, {name: t for name, t in steered.items() if t is not blocks[name]})
+    outcome = _Origin(tensors, applied)
+    for tensor in written.values():
+        _origins[tensor] = outcome
+    changed = {name: t for name, t in (tensors | written).items() if t is not origin.tensors[name]}
+    text = changed.pop(CROSS_ATTENTION, origin.tensors.get(CROSS_ATTENTION, entry[0]))
+    acted = {ACTED: sorted(part.id for part, _, _ in applied)}
+    return [text, {**entry[1], **changed, **acted}]
 
 
 def _with_range(entry: Entry, start: float, end: float) -> Entry:
@@ -196,7 +216,7 @@ def apply_to_conditioning(
     if mode == "gated" and not all(part.gates for part in region.parts):
         raise RegionError(f'The region "{region.name}" has no gate: it acts on every prompt. Use mode auto or always.')
     for entry in conditioning:
-        check_fit(region, text_blocks(entry))
+        check_fit(region, entry)
     if strength == 0:
         return list(conditioning)
 

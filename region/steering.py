@@ -114,6 +114,8 @@ def steer(
             factor = factor.to(device)[:, None, None]
             acts = acts & (factor != 0).flatten()
         for block, move in part.moves.items():
+            if block not in blocks:  # text that only some prompts have
+                continue
             tokens = as_tokens(blocks[block])
             counts = judged(tokens, part.constant.get(block), (masks or {}).get(block))
             shift = factor * gate[:, None, None] * displacement(tokens, move)

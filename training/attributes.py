@@ -25,19 +25,29 @@ from torch import Tensor
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
 from ..region.balance import STATED, balance_conditioning
-from ..region.conditioning import CROSS_ATTENTION, Entry, text_blocks, with_blocks
+from ..region.conditioning import Entry, text_blocks, text_tensors, with_blocks
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region
 from . import report
 from .discovery import collect_moments, discover
-from .gate import SPARE, calibrate_gate, conformal_threshold, constant_tokens, fit_gate, prompt_depths, statistics
+from .gate import SPARE, calibrate_gate, conformal_threshold, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
 from .prompts import MAX_KEEP, vary_harmless, vary_pairs
 from .recipe import Recipe
-from .trainer import ENCODE_BATCH, PREVIEW_PROMPTS, STATES_BYTES, Progress, stacked
+from .trainer import (
+    ENCODE_BATCH,
+    PREVIEW_PROMPTS,
+    STATES_BYTES,
+    Progress,
+    blocks_of,
+    cut,
+    gated_key,
+    known_tokens,
+    stacked,
+)
 
 CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8
@@ -284,7 +294,7 @@ class AttributeTrainer:
             self._visit, self._done = visit, 0
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
             one = self.backbone.encode([self.pairs.rows[0][0] if self.pairs.rows else ""])[0]
-            most = min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
+            most = min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_tensors(one).values()))
             self.learn, self.held_out = build_halves(self.pairs, self.recipe.seed, most)
             self._total = self._count_steps()
             if self.recipe.preset == "paper":
@@ -320,7 +330,7 @@ class AttributeTrainer:
         self._visit(Progress(stage, self._done, self._total, loss, None, message))
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Text states [N, T, D] of many prompts, by block."""
+        """Text states of many prompts, as `stacked` has them."""
         entries: list[Entry] = []
         for begin in range(0, len(prompts), ENCODE_BATCH):
             entries += self.backbone.encode(prompts[begin : begin + ENCODE_BATCH])
@@ -334,24 +344,26 @@ class AttributeTrainer:
              "stated": self._encode(half.stated)}
             for half in (self.learn, self.held_out)
         )  # fmt: skip
-        gated = CROSS_ATTENTION if CROSS_ATTENTION in learn["rows"] else next(iter(learn["rows"]))
-        known = constant_tokens(learn["plain"][gated], learn["rows"][gated])
-        constant = {} if known is None else {gated: known}
-        gate, stated = self._fit_gates(*({n: s[gated] for n, s in half.items()} for half in (learn, held)), known)
+        gated = gated_key(learn["rows"])
+        blocks = blocks_of(*learn.values(), *held.values())
+        constant = known_tokens(learn["plain"], learn["rows"], list(dict.fromkeys([gated, *blocks])))
+        gate, stated = self._fit_gates(
+            *({n: s[gated] for n, s in half.items()} for half in (learn, held)), constant.get(gated)
+        )
         text: list[dict[str, TokenStatistics]] = [{} for _ in range(count)]
         moves: list[dict[str, Move]] = [{} for _ in range(count)]
-        for block, open_states in learn["rows"].items():
+        for block in blocks:
             mean, scale = gate.mean, gate.scale
             if block != gated:
-                both = [open_states, learn["plain"][block]]
+                both = [cut(learn[name], block) for name in ("rows", "plain")]
                 mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
 
             def moments(half: dict[str, dict[str, Tensor]], group: int | None, b: str = block, mean: Tensor = mean,
                         scale: Tensor = scale) -> TokenStatistics:  # fmt: skip
                 """Of the open prompts and their counterparts of one group, or (None) of prompts that should stay."""
-                source = target = half["plain" if group is None else "rows"][b]
+                source = target = cut(half["plain" if group is None else "rows"], b)
                 if group is not None:
-                    target = set_apart(half["stated"][b].split(len(source))[:count], group, self.contrast)
+                    target = set_apart(cut(half["stated"], b).split(len(source))[:count], group, self.contrast)
                 length = min(source.shape[1], target.shape[1])
                 return token_statistics(source[:, :length], target[:, :length], mean, scale, constant.get(b))
 
@@ -360,7 +372,8 @@ class AttributeTrainer:
                 text[i][block] = moments(learn, i).beside(still)
                 moves[i][block] = instant_move(text[i][block], moments(held, i).beside(held_still), rank)
         nothing = {gated: Move(offset=torch.zeros_like(gate.mean))}
-        self._stated = Part(STATED, nothing, {gated: stated}, constant)
+        known = {block: tokens for block, tokens in constant.items() if block == gated}
+        self._stated = Part(STATED, nothing, {gated: stated}, known)
         parts = [Part(group, moves[i], {gated: gate}, constant) for i, group in enumerate(self.pairs.groups)]
         self._keep(parts)
         self._report("instant", message="instant region ready")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import trajectory
-from ..region.conditioning import Entry, text_blocks, with_blocks
+from ..region.conditioning import Entry, text_blocks, text_masks, with_blocks
 from ..region.region import Move, Part
 from ..region.steering import as_tokens, displacement, judged
 from .instant import TokenStatistics
@@ -39,13 +39,12 @@ class Moment:
 
 def steer_entry(entry: Entry, moves: Mapping[str, Move], constant: Mapping[str, Tensor]) -> Entry:
     """The entry moved with the gate wide open: what training differentiates."""
-    blocks = text_blocks(entry)
-    changed = {}
-    for block, move in moves.items():
-        tokens = as_tokens(blocks[block])
-        counts = judged(tokens, constant.get(block))[..., None]
-        shift = torch.where(counts, displacement(tokens, move), torch.zeros(()))
-        changed[block] = (tokens + shift.to(tokens.dtype)).reshape(blocks[block].shape)
+    masks, changed = text_masks(entry, moves), {}
+    for block, tensor in text_blocks(entry, moves).items():
+        tokens = as_tokens(tensor)
+        counts = judged(tokens, constant.get(block), masks.get(block))[..., None]
+        shift = torch.where(counts, displacement(tokens, moves[block]), torch.zeros(()))
+        changed[block] = (tokens + shift.to(tokens.dtype)).reshape(tensor.shape)
     return with_blocks(entry, changed)
 
 

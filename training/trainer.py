@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
-from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning, text_blocks
+from ..region.blocks import block_names, key_of, read_blocks
+from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning, text_masks, text_tensors
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region, RegionError
-from ..region.steering import as_tokens
 from . import report
 from .discovery import collect_moments, discover, scaled, settle_strength
 from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
@@ -52,12 +52,49 @@ class Progress:
 
 
 def stacked(entries: Sequence[Entry]) -> dict[str, Tensor]:
-    """Entries as [N, T, D] per block; shorter prompts are padded with zero rows, which count for nothing."""
-    tokens: dict[str, list[Tensor]] = {}
-    for entry in entries:
-        for block, tensor in text_blocks(entry).items():
-            tokens.setdefault(block, []).append(as_tokens(tensor)[0])
-    return {block: torch.nn.utils.rnn.pad_sequence(states, batch_first=True) for block, states in tokens.items()}
+    """Entries' text by option, [N, T, D] or [N, L, T, D].
+
+    What is padding, masked, or text that only other prompts have, is zero and counts for nothing.
+    """
+    found: dict[str, list[Tensor | None]] = {}
+    for i, entry in enumerate(entries):
+        tensors = text_tensors(entry)
+        masks = text_masks(entry, tensors)
+        for key, tensor in tensors.items():
+            tokens = (tensor.unsqueeze(-2) if tensor.ndim == 2 else tensor)[0]
+            if key in masks:
+                tokens = tokens * (masks[key] != 0).to(tokens).unsqueeze(-1)[0]
+            found.setdefault(key, [None] * len(entries))[i] = tokens
+    return {key: _padded(states) for key, states in found.items()}
+
+
+def _padded(states: Sequence[Tensor | None]) -> Tensor:
+    """States [T, D] or [L, T, D] of different lengths beside one another; None is none at all."""
+    some = next(state for state in states if state is not None)
+    rows = [some[..., :0, :] if state is None else state for state in states]
+    padded = torch.nn.utils.rnn.pad_sequence([row.movedim(-2, 0) for row in rows], batch_first=True)
+    return padded.movedim(1, -2)
+
+
+def blocks_of(*encoded: dict[str, Tensor]) -> list[str]:
+    """The blocks that all of these have, and that a region is to move."""
+    return [name for name in block_names(encoded[0]) if all(key_of(name) in found for found in encoded)]
+
+
+def cut(encoded: dict[str, Tensor], block: str) -> Tensor:
+    """One block of stacked text: [N, T, D]."""
+    return read_blocks(encoded, [block])[block]
+
+
+def known_tokens(harmless: dict[str, Tensor], others: dict[str, Tensor], blocks: Sequence[str]) -> dict[str, Tensor]:
+    """The constant tokens of each block that has some."""
+    found = {block: constant_tokens(cut(harmless, block), cut(others, block)) for block in blocks}
+    return {block: tokens for block, tokens in found.items() if tokens is not None}
+
+
+def gated_key(encoded: dict[str, Tensor]) -> str:
+    """The text that the gate looks at, all of it, whatever blocks it is divided into for the move."""
+    return CROSS_ATTENTION if CROSS_ATTENTION in encoded else next(iter(encoded))
 
 
 class Trainer:
@@ -121,7 +158,7 @@ class Trainer:
     def _most_prompts(self) -> int:
         """How many prompts may be encoded, so that their states fit into memory."""
         one = self.backbone.encode([self.pairs.pairs[0][0] if self.pairs.pairs else ""])[0]
-        return min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_blocks(one).values()))
+        return min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_tensors(one).values()))
 
     def _count_steps(self) -> int:
         sets, recipe = self.sets, self.recipe
@@ -142,7 +179,7 @@ class Trainer:
         self._visit(Progress(stage, self._done, self._total, loss, preview, message))
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Text states [N, T, D] of many prompts, by block."""
+        """Text states of many prompts, as `stacked` has them."""
         entries: list[Entry] = []
         for begin in range(0, len(prompts), ENCODE_BATCH):
             entries += self.backbone.encode(prompts[begin : begin + ENCODE_BATCH])
@@ -162,14 +199,13 @@ class Trainer:
         crowds = {"unsafe": [unsafe for unsafe, _ in sets.crowds], "safe": [safe for _, safe in sets.crowds],
                   "harmless": sets.calm}  # fmt: skip
         encoded = {name: self._encode([*prompts, *crowds.get(name, ())]) for name, prompts in lists.items()}
-        blocks = list(encoded["unsafe"])
-        gated = CROSS_ATTENTION if CROSS_ATTENTION in blocks else blocks[0]
+        gated = gated_key(encoded["unsafe"])
         states = {name: found[gated] for name, found in encoded.items() if gated in found}
         # crowds are for the walls only
-        encoded = {name: {block: tokens[: len(lists[name])] for block, tokens in found.items()}
+        encoded = {name: {key: tokens[: len(lists[name])] for key, tokens in found.items()}
                    for name, found in encoded.items()}  # fmt: skip
-        found = constant_tokens(states["harmless"], states["unsafe"])
-        constant = {} if found is None else {gated: found}
+        blocks = blocks_of(*(encoded[name] for name in lists if lists[name]))
+        constant = known_tokens(encoded["harmless"], encoded["unsafe"], list(dict.fromkeys([gated, *blocks])))
         gate = self._fit_gate(states, gated, constant)
         fixed = self.existing is not None and gated in self.existing.parts[0].gates
         for number in range(0 if fixed or not self.backbone.can_denoise else recipe.harden):
@@ -182,7 +218,7 @@ class Trainer:
             for name, side in (("unsafe", 0), ("safe", 1)):
                 states[name] = _beside(states[name], self._encode([pair[side] for pair in found])[gated])
             gate = self._fit_gate(states, gated, constant)
-        part = self._instant_part(encoded, gated, gate, constant)
+        part = self._instant_part(encoded, blocks, gated, gate, constant)
         self._keep(part)
         self.losses += self._instant_losses(states, gate, constant.get(gated))
         self._report("instant", message="instant region ready")
@@ -217,12 +253,13 @@ class Trainer:
         return evading(self.backbone, self.sets.pairs, self.sets.harmless[1:], depth_of, rng, self._generator)
 
     def _instant_part(
-        self, encoded: dict[str, dict[str, Tensor]], gated: str, gate: Gate, constant: dict[str, Tensor]
-    ) -> Part:
+        self, encoded: dict[str, dict[str, Tensor]], blocks: Sequence[str], gated: str, gate: Gate,
+        constant: dict[str, Tensor],
+    ) -> Part:  # fmt: skip
         recipe, moves = self.recipe, {}
         known = self.existing.parts[0].moves if self.existing else {}
-        for block in encoded["unsafe"]:
-            states = {name: found[block] for name, found in encoded.items()}
+        for block in blocks:
+            states = {name: cut(found, block) for name, found in encoded.items() if found}
             normalised = known.get(block)
             if normalised is None or normalised.scale is None:
                 normalised = gate if block == gated else None
