@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, balance, demo, files, train
+from . import apply, balance, demo, files, guard, train
 
 
 class SafeRegionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*demo.NODES, *train.NODES, *files.NODES, *apply.NODES, *balance.NODES]
+        return [*demo.NODES, *train.NODES, *files.NODES, *apply.NODES, *guard.NODES, *balance.NODES]

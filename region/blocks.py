@@ -28,6 +28,8 @@ POOLED, LLAMA, BYT5, MT5 = "pooled_output", "conditioning_llama3", "conditioning
 TEXT_KEYS = (CROSS_ATTENTION, POOLED, LLAMA, BYT5, MT5)
 MASK_OPTIONS = {CROSS_ATTENTION: "attention_mask", MT5: "attention_mask_mt5xl"}
 SOMETIMES = (BYT5,)  # only there when the prompt quotes something to be written
+# text for a ControlNet alone, and what it stands for
+CONTROLNET = {"cross_attn_controlnet": CROSS_ATTENTION, "pooled_output_controlnet": POOLED}
 WORD_IDS = "t5xxl_ids"  # the diffusion model embeds these words itself
 WIDEST = 6_144  # features of one block; wider tensors hold several layers side by side
 SLICED = {15_360: 3, 12_288: 3, 7_680: 3, 30_720: 12}  # layers in tensors of that width; others are cut evenly

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .blocks import (
+    CONTROLNET,
     CROSS_ATTENTION,
     MASK_OPTIONS,
     SOMETIMES,
@@ -151,6 +152,12 @@ def _with_range(entry: Entry, start: float, end: float) -> Entry:
     return [entry[0], {**entry[1], "start_percent": start, "end_percent": end}]
 
 
+def _for_controlnet(entry: Entry) -> list[Entry]:
+    """Other text that the entry has for a ControlNet alone, as an entry of its own; empty where it has none."""
+    found = {key: entry[1][option] for option, key in CONTROLNET.items() if isinstance(entry[1].get(option), Tensor)}
+    return [[found.pop(CROSS_ATTENTION, None), found]] if found else []
+
+
 def check_numbers(strength: float, start: float, end: float) -> None:
     """Raises RegionError for a strength or a range that makes no sense."""
     if not math.isfinite(strength):
@@ -217,11 +224,20 @@ def apply_to_conditioning(
         raise RegionError(f'The region "{region.name}" has no gate: it acts on every prompt. Use mode auto or always.')
     for entry in conditioning:
         check_fit(region, entry)
+        for other in _for_controlnet(entry):
+            check_fit(region, other)
     if strength == 0:
         return list(conditioning)
 
-    def act(entry: Entry) -> Entry:
+    def steered(entry: Entry) -> Entry:
         return steer_once(entry, region.parts, [strength] * len(region.parts), mode == "always")
+
+    def act(entry: Entry) -> Entry:
+        text, options = steered(entry)
+        for other in map(steered, _for_controlnet(entry)):
+            changed = text_tensors(other)
+            options = options | {option: changed[key] for option, key in CONTROLNET.items() if key in changed}
+        return [text, options]
 
     with torch.no_grad():
         return within_range(conditioning, start, end, act)

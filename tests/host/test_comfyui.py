@@ -13,8 +13,7 @@ from PIL import Image
 
 NODES = {
     "SafeRegionDemoModel", "SafeRegionPromptPairs", "TrainSafeRegion", "SaveSafeRegion", "SafeRegionLoader",
-    "SafeRegionBalance", "TrainBalanceRegion",
-    "SafeRegionConditioning",
+    "SafeRegionBalance", "TrainBalanceRegion", "SafeRegionConditioning", "SafeRegionGuardModel",
 }  # fmt: skip
 PAIRS = """\
 a {knife|dagger|gun|bomb|axe|sword} on a {red|blue} table => a {cup|pencil|apple|ball|tree|flower} on a {red|blue} table
@@ -69,6 +68,8 @@ def test_input_and_output_order_is_final(object_info):
     assert object_info["TrainSafeRegion"]["output"] == ["SAFE_REGION", "LOSS_MAP", "IMAGE"]
     assert order["SafeRegionConditioning"]["required"] == ["conditioning", "region"]
     assert order["SafeRegionConditioning"]["optional"] == ["strength", "mode", "start", "end"]
+    assert order["SafeRegionGuardModel"]["required"] == ["model", "region"]
+    assert order["SafeRegionGuardModel"]["optional"] == ["strength", "mode", "start", "end"]
     assert order["SaveSafeRegion"]["required"] == ["region"]
 
 

@@ -135,9 +135,32 @@ class TestChecksum(io.ComfyNode):
         return io.NodeOutput(ui={"text": [digest.hexdigest(), str(grads)]})
 
 
+class TestText(io.ComfyNode):
+    """Hashes of all tensors of a conditioning, as JSON: for each entry {option: hash}."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestText", category="testing", is_output_node=True,
+            inputs=[io.Conditioning.Input("conditioning")], outputs=[],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, conditioning):
+        import hashlib
+        import json
+
+        def digest(tensor):
+            return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+        found = [{name: digest(value) for name, value in {"cross_attn": tensor, **options}.items()
+                  if isinstance(value, torch.Tensor)} for tensor, options in conditioning]  # fmt: skip
+        return io.NodeOutput(ui={"text": [json.dumps(found)]})
+
+
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestOtherModel, TestChecksum]
+        return [TestOtherModel, TestChecksum, TestText]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,294 @@
+"""Everything that ComfyUI's own nodes make of a conditioning, with Apply Safe Region and with Guard Model."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from host import PACK, Graph
+from safetensors.torch import save_file
+
+pytestmark = pytest.mark.skipif(
+    not (PACK / "demo" / "regions" / "demo-weapons.safetensors").exists(), reason="the example region is not made yet"
+)
+UNSAFE, HARMLESS, OTHER = "a kitchen knife on a red background", "a cat in the park", "a tree at night"
+STEPS = 3
+# weights of the demo model that the test's LoRA changes
+WEIGHTS = {"diffusion_model.time.2": (256, 256),
+           "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc2": (192, 768)}  # fmt: skip
+
+
+class Drawing(Graph):
+    """A graph on the demo model; `pictures` are the preview nodes whose images are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.demo = self.add("SafeRegionDemoModel")
+        self.region = self.add("SafeRegionLoader", region_name="demo-weapons.safetensors")
+        self.pictures: list[str] = []
+
+    def text(self, text: str, clip: list | None = None) -> list:
+        return self.add("CLIPTextEncode", clip=clip or self.demo(1), text=text)(0)
+
+    def steered(self, conditioning: list, **options) -> list:
+        given = {"strength": 1.0, "mode": "auto", "start": 0.0, "end": 1.0} | options
+        return self.add("SafeRegionConditioning", conditioning=conditioning, region=self.region(0), **given)(0)
+
+    def guarded(self, model: list | None = None, **options) -> list:
+        given = {"strength": 1.0, "mode": "auto", "start": 0.0, "end": 1.0} | options
+        return self.add("SafeRegionGuardModel", model=model or self.demo(0), region=self.region(0), **given)(0)
+
+    def latent(self) -> list:
+        return self.add("EmptyLatentImage", width=128, height=128, batch_size=1)(0)
+
+    def decode(self, latent: list) -> None:
+        picture = self.add("VAEDecode", samples=latent, vae=self.demo(2))(0)
+        self.pictures.append(self.add("PreviewImage", images=picture)()[0])
+
+    def draw(self, positive: list, model: list | None = None, negative: list | None = None, cfg: float = 4.0) -> None:
+        self.decode(self.add(
+            "KSampler", model=model or self.demo(0), positive=positive, negative=negative or self.text(""),
+            latent_image=self.latent(), seed=5, steps=STEPS, cfg=cfg, sampler_name="euler", scheduler="normal",
+            denoise=1.0,
+        )(0))  # fmt: skip
+
+    def run(self, comfy) -> list[bytes]:
+        outputs = comfy.run(self.prompt)
+        return [comfy.image(outputs[name]["images"][0]) for name in self.pictures]
+
+
+# --- ways in which nodes change or combine prompts: (graph, prompts) -> conditioning ---
+
+
+def combined(g: Drawing, one: list, other: list) -> list:
+    return g.add("ConditioningCombine", conditioning_1=one, conditioning_2=other)(0)
+
+
+def area(g: Drawing, one: list, other: list) -> list:
+    placed = g.add("ConditioningSetArea", conditioning=one, width=64, height=128, x=0, y=0, strength=0.8)(0)
+    return combined(g, placed, other)
+
+
+def masked(g: Drawing, one: list, other: list) -> list:
+    mask = g.add("SolidMask", value=0.5, width=128, height=128)(0)
+    return combined(g, g.add("ConditioningSetMask", conditioning=one, mask=mask, strength=1.0,
+                             set_cond_area="default")(0), other)  # fmt: skip
+
+
+def in_turn(g: Drawing, one: list, other: list) -> list:
+    first = g.add("ConditioningSetTimestepRange", conditioning=one, start=0.0, end=0.5)(0)
+    return combined(g, first, g.add("ConditioningSetTimestepRange", conditioning=other, start=0.5, end=1.0)(0))
+
+
+def with_reference(g: Drawing, one: list, other: list) -> list:
+    return combined(g, g.add("ReferenceLatent", conditioning=one, latent=g.latent())(0), other)
+
+
+def with_properties(g: Drawing, one: list, other: list) -> list:
+    times = g.add("ConditioningTimestepsRange", start_percent=0.1, end_percent=0.9)
+    set_one = g.add("ConditioningSetProperties", cond_NEW=one, strength=0.7, set_cond_area="default",
+                    timesteps=times(0))(0)  # fmt: skip
+    return combined(g, set_one, other)
+
+
+def joined(g: Drawing, one: list, other: list) -> list:
+    return g.add("ConditioningConcat", conditioning_to=one, conditioning_from=other)(0)
+
+
+def averaged(g: Drawing, one: list, other: list) -> list:
+    return g.add("ConditioningAverage", conditioning_to=one, conditioning_from=other, conditioning_to_strength=0.8)(0)
+
+
+def zeroed(g: Drawing, one: list, other: list) -> list:
+    return combined(g, one, g.add("ConditioningZeroOut", conditioning=other)(0))
+
+
+APART = [combined, area, masked, in_turn, with_reference, with_properties, zeroed]  # every prompt stays an entry
+MIXED = [joined, averaged]
+Way = Callable[[Drawing, list, list], list]
+
+
+@pytest.mark.parametrize("way", APART, ids=lambda way: way.__name__)
+def test_steering_before_or_after_is_the_same_and_the_guard_does_it_too(comfy, way: Way):
+    g = Drawing()
+    unsafe, harmless = g.text(UNSAFE), g.text(HARMLESS)
+    plain = way(g, unsafe, harmless)
+    g.draw(plain)
+    g.draw(g.steered(plain))
+    g.draw(way(g, g.steered(unsafe), g.steered(harmless)))
+    g.draw(plain, model=g.guarded())
+    g.draw(g.steered(plain), model=g.guarded())
+    before, after, *others = g.run(comfy)
+    assert before != after and all(other == after for other in others)
+
+
+@pytest.mark.parametrize("way", APART + MIXED, ids=lambda way: way.__name__)
+def test_harmless_prompts_draw_the_same_to_the_bit(comfy, way: Way):
+    g = Drawing()
+    plain = way(g, g.text(HARMLESS), g.text(OTHER))
+    g.draw(plain)
+    g.draw(g.steered(plain))
+    g.draw(plain, model=g.guarded())
+    before, *others = g.run(comfy)
+    assert all(other == before for other in others)
+
+
+@pytest.mark.parametrize("way", MIXED, ids=lambda way: way.__name__)
+def test_text_that_was_mixed_after_steering_counts_as_new(comfy, way: Way):
+    g = Drawing()
+    mixed = way(g, g.text(UNSAFE), g.text(HARMLESS))
+    g.draw(mixed)
+    g.draw(g.steered(mixed))
+    g.draw(mixed, model=g.guarded())
+    g.draw(way(g, g.text(UNSAFE), g.steered(g.text(HARMLESS))), model=g.guarded())
+    before, after, guarded, late = g.run(comfy)
+    assert before != after and guarded == after and late == after
+
+
+def test_a_later_start_meets_a_range_that_is_already_there(comfy):
+    g = Drawing()
+    plain = in_turn(g, g.text(UNSAFE), g.text(HARMLESS))
+    g.draw(plain)
+    g.draw(g.steered(plain, start=0.6))  # the unsafe prompt ends before
+    g.draw(plain, model=g.guarded(start=0.6))
+    g.draw(g.steered(plain, start=0.3))
+    g.draw(plain, model=g.guarded(start=0.3))
+    g.draw(g.steered(plain))
+    plain, after, guarded_after, within, guarded_within, all_of_it = g.run(comfy)
+    assert after == plain == guarded_after
+    assert within == guarded_within and within not in (plain, all_of_it)
+
+
+@pytest.fixture(scope="module")
+def extras(comfy):
+    """A LoRA for both networks and a textual inversion, in ComfyUI's folders."""
+    draw = torch.Generator().manual_seed(0)
+    lora = {}
+    for name, shape in WEIGHTS.items():
+        lora[f"{name}.diff"] = 0.05 * torch.randn(shape, generator=draw)
+    for folder in ("loras", "embeddings"):
+        (comfy.base / "models" / folder).mkdir(exist_ok=True)
+    save_file(lora, comfy.base / "models" / "loras" / "test.safetensors")
+    save_file({"emb_params": torch.randn(2, 192, generator=draw)},
+              comfy.base / "models" / "embeddings" / "odd.safetensors")  # fmt: skip
+
+
+def test_scheduled_loras_hooks_and_embeddings(comfy, extras):
+    g = Drawing()
+    hook = g.add("CreateHookLora", lora_name="test.safetensors", strength_model=1.0, strength_clip=1.0)(0)
+    frames = g.add("CreateHookKeyframe", strength_mult=0.2, start_percent=0.0)(0)
+    frames = g.add("CreateHookKeyframe", strength_mult=1.0, start_percent=0.5, prev_hook_kf=frames)(0)
+    hooks = g.add("SetHookKeyframes", hooks=hook, hook_kf=frames)(0)
+    clip = g.add("SetClipHooks", clip=g.demo(1), hooks=hooks, apply_to_conds=True, schedule_clip=True)(0)
+    unsafe, harmless = (g.text(f"{text}, embedding:odd (very:1.2)", clip) for text in (UNSAFE, HARMLESS))
+    g.draw(g.text(HARMLESS))
+    for prompt in (unsafe, harmless):
+        g.draw(prompt)
+        g.draw(g.steered(prompt))
+        g.draw(prompt, model=g.guarded())
+    without, unsafe, steered, guarded, harmless, kept, kept_by_guard = g.run(comfy)
+    assert harmless != without, "the hooks do something"
+    assert steered == guarded != unsafe
+    assert harmless == kept == kept_by_guard
+
+
+def test_text_for_a_controlnet_alone_is_steered_too(comfy):
+    g = Drawing()
+    both = g.add("CLIPTextEncodeControlnet", clip=g.demo(1), conditioning=g.text(HARMLESS), text=UNSAFE)(0)
+    shown = [g.add("TestText", conditioning=c)()[0] for c in (both, g.steered(both), g.steered(g.text(UNSAFE)))]
+    outputs = comfy.run(g.prompt)
+    plain, steered, unsafe = (outputs[name]["text"][0] for name in shown)
+    (plain,), (steered,), (unsafe,) = map(json.loads, (plain, steered, unsafe))
+    assert steered["cross_attn"] == plain["cross_attn"]
+    assert steered["cross_attn_controlnet"] == unsafe["cross_attn"] != plain["cross_attn_controlnet"]
+
+
+# --- the guard ---
+
+
+def _sampled(g: Drawing, kind: str, positive: list, model: list) -> list:
+    """A latent, drawn by one of ComfyUI's ways to sample."""
+    empty, latent = g.text(""), g.latent()
+    if kind == "advanced":
+        return g.add("KSamplerAdvanced", model=model, add_noise="enable", noise_seed=5, steps=STEPS, cfg=4.0,
+                     sampler_name="euler", scheduler="normal", positive=positive, negative=empty, latent_image=latent,
+                     start_at_step=0, end_at_step=10, return_with_leftover_noise="disable")(0)  # fmt: skip
+    sampler = g.add("KSamplerSelect", sampler_name="euler")(0)
+    sigmas = g.add("BasicScheduler", model=model, scheduler="normal", steps=STEPS, denoise=1.0)(0)
+    if kind == "custom":
+        return g.add("SamplerCustom", model=model, add_noise=True, noise_seed=5, cfg=4.0, positive=positive,
+                     negative=empty, sampler=sampler, sigmas=sigmas, latent_image=latent)(0)  # fmt: skip
+    guider = {
+        "BasicGuider": {"conditioning": positive},
+        "CFGGuider": {"positive": positive, "negative": empty, "cfg": 4.0},
+        "DualCFGGuider": {"cond1": g.text(HARMLESS), "cond2": positive, "negative": empty, "cfg_conds": 2.0,
+                          "cfg_cond2_negative": 4.0, "style": "regular"},
+        "PerpNegGuider": {"positive": positive, "negative": g.text("red"), "empty_conditioning": empty, "cfg": 4.0,
+                          "neg_scale": 1.0},
+    }[kind]  # fmt: skip
+    noise = g.add("RandomNoise", noise_seed=5)(0)
+    return g.add("SamplerCustomAdvanced", noise=noise, guider=g.add(kind, model=model, **guider)(0), sampler=sampler,
+                 sigmas=sigmas, latent_image=latent)(0)  # fmt: skip
+
+
+KINDS = ["advanced", "custom", "BasicGuider", "CFGGuider", "DualCFGGuider", "PerpNegGuider"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_guard_acts_in_every_sampler_and_guider(comfy, kind):
+    g = Drawing()
+    unsafe = g.text(UNSAFE)
+    g.decode(_sampled(g, kind, unsafe, g.demo(0)))
+    g.decode(_sampled(g, kind, g.steered(unsafe), g.demo(0)))
+    g.decode(_sampled(g, kind, unsafe, g.guarded()))
+    g.decode(_sampled(g, kind, g.steered(unsafe), g.guarded(g.guarded())))
+    plain, steered, guarded, twice = g.run(comfy)
+    assert plain != steered and guarded == steered and twice == steered
+
+
+def test_the_guard_survives_clones_and_patches_in_either_order_and_can_be_taken_out(comfy, extras):
+    g = Drawing()
+
+    def patched(model: list) -> list:
+        lora = g.add("LoraLoaderModelOnly", model=model, lora_name="test.safetensors", strength_model=1.0)(0)
+        return g.add("RescaleCFG", model=lora, multiplier=0.7)(0)
+
+    unsafe, harmless = g.text(UNSAFE), g.text(HARMLESS)
+    g.draw(g.steered(unsafe), model=patched(g.demo(0)))
+    g.draw(unsafe, model=g.guarded(patched(g.demo(0))))
+    g.draw(unsafe, model=patched(g.guarded()))
+    g.draw(unsafe, model=patched(g.demo(0)))
+    g.draw(harmless, model=patched(g.demo(0)))
+    g.draw(harmless, model=g.guarded(patched(g.demo(0))))
+    steered, after, before, without, calm, calm_guarded = g.run(comfy)
+    assert after == before == steered != without
+    assert calm == calm_guarded
+
+
+def test_negative_prompts_are_never_touched(comfy):
+    g = Drawing()
+    unsafe, harmless = g.text(UNSAFE), g.text(HARMLESS)
+    g.draw(harmless, negative=unsafe)
+    g.draw(harmless, negative=unsafe, model=g.guarded())
+    g.draw(harmless, negative=g.steered(unsafe))
+    plain, guarded, wired_in = g.run(comfy)
+    assert guarded == plain != wired_in
+
+
+def test_a_guard_of_another_encoder_stops_before_the_first_step(comfy):
+    g = Drawing()
+    other = g.add("TestOtherModel", prediction="epsilon")
+    g.draw(g.text(UNSAFE, other(1)), model=g.guarded(other(0)), negative=g.text("", other(1)))
+    with pytest.raises(RuntimeError, match=r"was learned on .*but this conditioning has cross_attn 96"):
+        g.run(comfy)
+
+
+def test_an_attribute_region_is_no_guard(comfy):
+    g = Drawing()
+    gender = g.add("SafeRegionLoader", region_name="demo-gender.safetensors")
+    model = g.add("SafeRegionGuardModel", model=g.demo(0), region=gender(0), strength=1.0, mode="auto", start=0.0,
+                  end=1.0)(0)  # fmt: skip
+    g.draw(g.text(HARMLESS), model=model)
+    with pytest.raises(RuntimeError, match="Balance Safe Region"):
+        g.run(comfy)
