@@ -6,7 +6,8 @@ wrappers, its memory management. Nothing here knows an architecture.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -15,12 +16,15 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..region.conditioning import Entry, text_tensors
 
 SCHEDULER = "normal"
 DEFAULT_SIZE = 512  # pixels; a latent format may name its own as `training_size`
-BACKWARD_MEMORY = 4  # activations kept for the backward pass, as a multiple of what ComfyUI estimates for inference
+# Memory of a step with gradients, as a multiple of what ComfyUI estimates for inference: all activations are kept, or
+# those between blocks only.
+ALL_ACTIVATIONS, CHECKPOINTED = 40, 8
 
 
 def _plain(parameter: Tensor) -> Tensor:
@@ -64,6 +68,41 @@ def differentiable(module: nn.Module) -> Iterator[None]:
             store[name] = tensor
 
 
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost parts of a network that are called as a whole."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            yield from _blocks(child)
+        else:
+            yield child
+
+
+@contextmanager
+def checkpointed(module: nn.Module) -> Iterator[None]:
+    """Keep no activations within blocks for the backward pass, which computes them again (Chen et al., 2016)."""
+
+    def again(block: nn.Module) -> Any:
+        forward = block.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with differentiable(block):  # the second time is after `denoise` has put the weights back
+                return forward(*args, **kwargs)
+
+        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+
+    blocks = list(_blocks(module))
+    own = {id(block): block.__dict__["forward"] for block in blocks if "forward" in block.__dict__}  # other packs'
+    try:
+        for block in blocks:
+            block.forward = again(block)
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+            if id(block) in own:
+                block.forward = own[id(block)]
+
+
 def _ordinary(value: Any) -> Any:
     """The value with its tensors copied out of inference mode."""
     if isinstance(value, Tensor):
@@ -71,6 +110,10 @@ def _ordinary(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_ordinary(item) for item in value)
     return value
+
+
+def _pieces(indices: Sequence[int], most: int) -> list[Sequence[int]]:
+    return [indices[begin : begin + most] for begin in range(0, len(indices), most)]
 
 
 def _sizes(conditions: dict[str, Any]) -> dict[str, list[int]]:
@@ -176,12 +219,18 @@ class ComfyBackbone:
 
     def denoise(self, x: Tensor, sigma: Tensor, entries: Sequence[Entry]) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        with torch.inference_mode(False), self._prepared(x, entries) as (inner, options), differentiable(inner):
+        learning = torch.is_grad_enabled()
+        thrifty = learning and self._must_save(len(entries))
+        saving = checkpointed(self.model.model.diffusion_model) if thrifty else nullcontext()
+        most = len(entries) if learning else max(int(self._room() / self._activations(1)), 1)
+        factor = (CHECKPOINTED if thrifty else ALL_ACTIVATIONS) if learning else 1
+        with torch.inference_mode(False), self._prepared(x[:most], entries, factor) as (inner, options), \
+                differentiable(inner), saving:  # fmt: skip
             device = self.model.load_device
             x, sigma = _ordinary(x).to(device), _ordinary(sigma).to(device, torch.float32)
             encoded = [self._encoded(inner, entry, x[i : i + 1]) for i, entry in enumerate(entries)]
             denoised: list[Tensor] = [x] * len(entries)
-            for group in grouped(encoded):
+            for group in (few for all_of_it in grouped(encoded) for few in _pieces(all_of_it, most)):
                 rows = torch.tensor(group, device=device)
                 condition = merged([encoded[i] for i in group])
                 output = self._predict(inner, condition, x[rows], sigma[rows], options)
@@ -206,13 +255,15 @@ class ComfyBackbone:
         return comfy.samplers.process_conds(inner, x, converted, x.device, empty)["positive"][0]
 
     @contextmanager
-    def _prepared(self, x: Tensor, entries: Sequence[Entry]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """The model on its device with its patches, and its options with its wrappers, as for a step of sampling."""
+    def _prepared(self, x: Tensor, entries: Sequence[Entry], factor: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The model on its device with its patches, and its options with its wrappers, as for a step of sampling.
+
+        `factor`: how much more memory than that step it takes.
+        """
         patcher = self.model
         options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
         options.setdefault("transformer_options", {})
         conditions = {"positive": comfy.sampler_helpers.convert_cond(entries[:1])}
-        factor = BACKWARD_MEMORY if torch.is_grad_enabled() else 1
         shape = [x.shape[0] * factor, *x.shape[1:]]
         # ComfyUI loads and patches weights in inference mode; so does this, and leaves them as ComfyUI would
         with torch.inference_mode():
@@ -226,6 +277,28 @@ class ComfyBackbone:
             comfy.samplers.cast_to_load_options(options, device=patcher.offload_device)
             patcher.cleanup()
             comfy.sampler_helpers.cleanup_models(conditions, loaded)
+
+    # --- memory ---
+
+    def _activations(self, count: int) -> float:
+        """ComfyUI's estimate of bytes beside the weights for a prediction without gradients."""
+        return max(float(self.model.memory_required([count, *self._latent_shape()])), 1.0)
+
+    def _room(self) -> float:
+        """Bytes beside the weights; ComfyUI keeps those outside of the device when they leave too little."""
+        total = comfy.model_management.get_total_memory(self.model.load_device)
+        return max(total - self.model.model_size(), total / 3)
+
+    def _must_save(self, count: int) -> bool:
+        return ALL_ACTIVATIONS * self._activations(count) > self._room()
+
+    def fits(self, count: int) -> int:
+        if not self._must_save(count):
+            return count
+        return max(min(count, int(self._room() / (CHECKPOINTED * self._activations(1)))), 1)
+
+    def step_bytes(self, count: int) -> int:
+        return int((CHECKPOINTED if self._must_save(count) else ALL_ACTIVATIONS) * self._activations(count))
 
     # --- pictures ---
 

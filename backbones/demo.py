@@ -77,6 +77,12 @@ class DemoBackbone:
         v = self.model.unet(x / (level**2 + 1).sqrt(), timesteps, context)
         return x / (level**2 + 1) - v * level / (level**2 + 1).sqrt()
 
+    def fits(self, count: int) -> int:
+        return count
+
+    def step_bytes(self, count: int) -> int:
+        return 0
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         return torch.cat([self.model.autoencoder.decode(chunk) for chunk in latents.split(32)]).clamp(0, 1)

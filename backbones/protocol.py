@@ -38,5 +38,11 @@ class Backbone(Protocol):
         Differentiable in the entries' tensors when gradients are enabled; no weight ever requires a gradient.
         """
 
+    def fits(self, count: int) -> int:
+        """How many of `count` predictions with gradients fit into memory at once: 1 at least."""
+
+    def step_bytes(self, count: int) -> int:
+        """What `count` predictions with gradients take beside the weights, roughly; 0 where that is not known."""
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in 0..1, on the CPU."""

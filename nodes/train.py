@@ -21,6 +21,7 @@ from ..region.files import slug
 from ..training import report
 from ..training.attributes import AttributeTrainer
 from ..training.pairs import PairsError, PromptPairs, load_pairs, parse_pairs
+from ..training.plan import plan
 from ..training.recipe import PRESETS, Recipe
 from ..training.trainer import Progress, Trainer
 from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, show_text
@@ -166,6 +167,10 @@ def finished(node: type[io.ComfyNode], trainer: Trainer | AttributeTrainer, mode
     A run that does not finish leaves what it had learned in models/safe_regions/interrupted.
     """
     node_id = node.hidden.unique_id
+    if isinstance(trainer, Trainer):
+        will_take = plan(trainer).sentences()
+        logging.info("Safe Region: %s", "; ".join(will_take))
+        show_text(node_id, shown("; ".join(will_take)))
     try:
         region = trainer.run(_Reporter(node_id))
     except BaseException:

@@ -29,6 +29,15 @@ def test_the_papers_file_imports_and_is_described(tmp_path, capsys):
     assert "exists already" in fails(capsys, "import", str(tmp_path / "nudity.pth"))
 
 
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, capsys):
+    pairs = "a {knife|gun|bomb} {in the park|on a table|at night} => a {cup|cat|tree} {in the park|on a table|at night}"
+    (tmp_path / "p.txt").write_text(pairs, encoding="utf-8")
+    main(["train", "--pairs", str(tmp_path / "p.txt"), "--out", str(tmp_path / "r.safetensors"), "--dry-run"])
+    out = capsys.readouterr().out
+    assert "prompts to encode" in out and "2,000 of them with a backward pass" in out and "memory: " in out
+    assert not (tmp_path / "r.safetensors").exists()
+
+
 def test_a_damaged_region_is_one_line(tmp_path, capsys):
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     assert "x.safetensors" in fails(capsys, "info", str(tmp_path / "x.safetensors"))

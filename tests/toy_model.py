@@ -69,5 +69,11 @@ class ToyBackbone:
         # E[x_0 | x] for x_0 ~ N(mean, 1) and x = signal x_0 + level noise
         return mean + signal / (signal**2 + level**2) * (x - signal * mean)
 
+    def fits(self, count: int) -> int:
+        return count
+
+    def step_bytes(self, count: int) -> int:
+        return 1000 * count
+
     def decode(self, latents: Tensor) -> Tensor:
         return latents[:, :3].detach().sigmoid().repeat_interleave(8, -1).repeat_interleave(8, -2)

@@ -166,12 +166,17 @@ def _train_into(trainer: Any, out: Path) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a region on the embedded demo model from a file of prompt pairs."""
+    from .plan import plan
     from .trainer import Trainer
 
     out = _region_file(args.out)
     existing = load_region(args.existing) if args.existing else None
     pairs = load_pairs(args.pairs)
-    _train_into(Trainer(_backbone(), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing), out)
+    trainer = Trainer(_backbone(), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing)
+    if args.dry_run:
+        print("\n".join(plan(trainer).sentences()))
+        return
+    _train_into(trainer, out)
 
 
 def run_train_balance(args: argparse.Namespace) -> None:
@@ -236,6 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
                        help="prompts to encode at most (default: 7000): fewer take less time, and the gate errs more")
     train.add_argument("--concept", help="what the region is about, in a few words")
     train.add_argument("--existing", help="a region to go on from")
+    train.add_argument("--dry-run", action="store_true", help="say what it would take, and train nothing")
     _add_recipe(train)
     balance = add("train-balance", run_train_balance)
     balance.add_argument("--pairs", required=True, help="a .txt file: open prompt => group: prompt => group: prompt")

@@ -21,7 +21,9 @@ from ..region.region import Move, Part
 from ..region.steering import as_tokens, displacement, judged
 from .instant import TokenStatistics
 
+TRAJECTORY_BATCH = 16
 SHARE_STEPS, SHARE_BATCH = 4, 32  # of the trajectories on which candidates are compared
+BISECTIONS = 2  # between LEAST and 1
 LEAST, SURE = 0.85, 0.9  # strength, share of prompts
 LEARNED = ("down", "up", "offset", "profile", "direction")
 
@@ -58,7 +60,7 @@ def collect_moments(
     target: str,
     generator: torch.Generator,
     visit: Callable[[int, int], None] = lambda done, total: None,
-    batch: int = 16,
+    batch: int = TRAJECTORY_BATCH,
 ) -> list[Moment]:
     """Noisy latents on trajectories of safe, unsafe and already moved prompts, with their targets.
 
@@ -146,7 +148,7 @@ def settle_strength(
         pairs: (unsafe, safe) entries that the move was not learned from.
     """
     low, high, state = LEAST, 1.0, generator.get_state()
-    while high - low > 0.04:
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         generator.set_state(state)  # the same noise for every strength
         moved = [steer_entry(unsafe, scaled(part, middle).moves, part.constant) for unsafe, _ in pairs]
@@ -208,15 +210,18 @@ def discover(
     for step in range(steps):
         rows = torch.randint(len(moments), (batch,), generator=generator).tolist()
         chosen = [moments[row] for row in rows]
-        current = build(values)
-        entries = [steer_entry(pairs[m.pair][0], current.moves, part.constant) for m in chosen]
-        loss = gap_left(backbone, chosen, entries)
-        total = loss
-        for block, known in text.items():
-            error = known.error(*(values[block][name] for name in ("down", "up", "offset")))
-            total = total + text_weight / len(text) * error.to(loss.device)
         optimizer.zero_grad()
-        total.backward()
+        loss, at_once = 0.0, backbone.fits(batch)
+        for begin in range(0, batch, at_once):
+            few = chosen[begin : begin + at_once]
+            current = build(values)
+            entries = [steer_entry(pairs[m.pair][0], current.moves, part.constant) for m in few]
+            share = len(few) / batch * gap_left(backbone, few, entries)
+            loss, total = loss + share.detach(), share
+            for block, known in text.items() if begin == 0 else ():
+                error = known.error(*(values[block][name] for name in ("down", "up", "offset")))
+                total = total + text_weight / len(text) * error.to(total.device)
+            total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -225,5 +230,5 @@ def discover(
             for block, found in values.items():
                 for name, tensor in found.items():
                     average[block][name].lerp_(tensor, 1 - decay)
-        visit(step, loss.item(), build(average))
+        visit(step, float(loss), build(average))
     return build(average)

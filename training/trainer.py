@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning,
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region, RegionError
 from . import report
-from .discovery import collect_moments, discover, scaled, settle_strength
+from .discovery import TRAJECTORY_BATCH, collect_moments, discover, scaled, settle_strength
 from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .hardening import evading
@@ -29,12 +30,13 @@ from .instant import TokenStatistics, difference_move, instant_move, token_stati
 from .lora import lora_shift
 from .pairs import PromptPairs
 from .paper_recipe import paper_part, train_paper
-from .prompts import build_sets
+from .prompts import PromptSets, build_sets
 from .recipe import INITIAL, TARGETS, Recipe
 
 ENCODE_BATCH = 64
 PREVIEW_EVERY = 50  # steps
 PREVIEW_PROMPTS = 4
+REPORT_STEPS = 12  # of sampling, for pictures
 STRENGTH_PROMPTS = 48  # held-out pairs that settle the move's strength
 STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
 
@@ -135,7 +137,6 @@ class Trainer:
         with torch.inference_mode(False), torch.enable_grad():
             self._visit, self._done = visit, 0
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            self.sets = build_sets(self.pairs, self.recipe.seed, self._most_prompts())
             self._total = self._count_steps()
             if self.recipe.preset == "paper":
                 self._run_paper()
@@ -153,22 +154,45 @@ class Trainer:
         """The report: loss curve, depths of harmless and unsafe prompts, before and after."""
         return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
 
-    # --- stages ---
+    # --- what it will take ---
 
-    def _most_prompts(self) -> int:
-        """How many prompts may be encoded, so that their states fit into memory."""
+    @cached_property
+    def sets(self) -> PromptSets:
+        """The prompts of the run, split and varied: no more than fit into memory."""
         one = self.backbone.encode([self.pairs.pairs[0][0] if self.pairs.pairs else ""])[0]
-        return min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_tensors(one).values()))
+        most = min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_tensors(one).values()))
+        return build_sets(self.pairs, self.recipe.seed, most)
+
+    def prompts(self, crowds: bool = True) -> dict[str, list[str]]:
+        """The prompts whose text states are kept, by what they are for; crowds come last."""
+        sets = self.sets
+        found = {
+            "unsafe": [unsafe for unsafe, _ in sets.pairs],
+            "safe": [safe for _, safe in sets.pairs],
+            "held_unsafe": [unsafe for unsafe, _ in sets.held_out],
+            "held_safe": [safe for _, safe in sets.held_out],
+            "harmless": sets.harmless,
+            "calibration": sets.calibration,
+        }
+        if not crowds:
+            return found
+        more = {"unsafe": [unsafe for unsafe, _ in sets.crowds], "safe": [safe for _, safe in sets.crowds],
+                "harmless": sets.calm}  # fmt: skip
+        return {name: [*prompts, *more.get(name, ())] for name, prompts in found.items()}
+
+    def walls_are_fixed(self) -> bool:
+        """Whether the walls are those of the existing region."""
+        return self.existing is not None and bool(self.existing.parts[0].gates)
+
+    # --- stages ---
 
     def _count_steps(self) -> int:
         sets, recipe = self.sets, self.recipe
         if recipe.preset == "paper":
             return 1 + recipe.steps + int(self.backbone.can_decode)
-        sides = 2 * [len(sets.pairs) + len(sets.crowds), len(sets.held_out)]
-        counts = [*sides, len(sets.harmless) + len(sets.calm), len(sets.calibration)]
-        encoding = sum(-(-count // ENCODE_BATCH) for count in counts)
-        moments = -(-min(recipe.trajectories, len(sets.pairs)) // 16) * 4 if recipe.steps else 0
-        gate = 0 if self.existing and self.existing.parts[0].gates else GATE_STEPS // 20
+        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in self.prompts().values())
+        moments = -(-min(recipe.trajectories, len(sets.pairs)) // TRAJECTORY_BATCH) * 4 if recipe.steps else 0
+        gate = 0 if self.walls_are_fixed() else GATE_STEPS // 20
         drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
         strength = int(recipe.steps > 0)
         return encoding + gate + 2 + moments + recipe.steps + strength + drawn + recipe.harden * (4 + GATE_STEPS // 20)
@@ -187,18 +211,8 @@ class Trainer:
         return stacked(entries)
 
     def _run_region(self) -> None:
-        sets, recipe = self.sets, self.recipe
-        lists = {
-            "unsafe": [unsafe for unsafe, _ in sets.pairs],
-            "safe": [safe for _, safe in sets.pairs],
-            "held_unsafe": [unsafe for unsafe, _ in sets.held_out],
-            "held_safe": [safe for _, safe in sets.held_out],
-            "harmless": sets.harmless,
-            "calibration": sets.calibration,
-        }
-        crowds = {"unsafe": [unsafe for unsafe, _ in sets.crowds], "safe": [safe for _, safe in sets.crowds],
-                  "harmless": sets.calm}  # fmt: skip
-        encoded = {name: self._encode([*prompts, *crowds.get(name, ())]) for name, prompts in lists.items()}
+        recipe, lists = self.recipe, self.prompts(crowds=False)
+        encoded = {name: self._encode(prompts) for name, prompts in self.prompts().items()}
         gated = gated_key(encoded["unsafe"])
         states = {name: found[gated] for name, found in encoded.items() if gated in found}
         # crowds are for the walls only
@@ -207,8 +221,8 @@ class Trainer:
         blocks = blocks_of(*(encoded[name] for name in lists if lists[name]))
         constant = known_tokens(encoded["harmless"], encoded["unsafe"], list(dict.fromkeys([gated, *blocks])))
         gate = self._fit_gate(states, gated, constant)
-        fixed = self.existing is not None and gated in self.existing.parts[0].gates
-        for number in range(0 if fixed or not self.backbone.can_denoise else recipe.harden):
+        search = self.backbone.can_denoise and not self.walls_are_fixed()
+        for number in range(recipe.harden if search else 0):
             found = self._evading(gated, gate, constant.get(gated))
             self._report("harden", message=f"round {number + 1}: {len(found)} prompts evaded the gate")
             self.numbers.setdefault("evaded", []).append(len(found))
@@ -363,7 +377,7 @@ class Trainer:
 
     def _draw(self, entries: Sequence[Entry], guidance: float) -> list[Image.Image]:
         empty = self.backbone.encode([""])[0]
-        latents = sample(self.backbone, entries, empty, guidance, 12, seed=self.recipe.seed)
+        latents = sample(self.backbone, entries, empty, guidance, REPORT_STEPS, seed=self.recipe.seed)
         return [report.to_image(picture) for picture in self.backbone.decode(latents)]
 
     def _preview_prompts(self) -> list[str]:

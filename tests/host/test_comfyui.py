@@ -27,10 +27,11 @@ TRAINING = {
 }  # fmt: skip
 
 
-def graph(prediction: str | None = None) -> tuple[Graph, dict[str, list]]:
+def graph(prediction: str | None = None, weights: str = "fp32") -> tuple[Graph, dict[str, list]]:
     """A graph with a model (the demo's, or the other one) and prompt pairs."""
     g = Graph()
-    loader = g.add("TestOtherModel", prediction=prediction) if prediction else g.add("SafeRegionDemoModel")
+    loader = (g.add("TestOtherModel", prediction=prediction, weights=weights) if prediction
+              else g.add("SafeRegionDemoModel"))  # fmt: skip
     pairs = g.add("SafeRegionPromptPairs", text=PAIRS, file="none")
     return g, {"model": loader(0), "clip": loader(1), "pairs": pairs(0)}
 
@@ -138,9 +139,12 @@ def test_training_works_without_optional_inputs_and_leaves_the_model_alone(comfy
     assert outputs[after()[0]]["text"][1] == "0", "weights have collected gradients"
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
-def test_training_on_another_model(comfy, prediction):
-    g, inputs = graph(prediction)
+@pytest.mark.parametrize(
+    ("prediction", "weights"),
+    [("epsilon", "fp32"), ("v", "fp16"), ("flow", "bf16"), ("EDM", "fp32"), ("flow", "fp8")],
+)
+def test_training_on_another_model(comfy, prediction, weights):
+    g, inputs = graph(prediction, weights)
     before = g.add("TestChecksum", model=inputs["model"], clip=inputs["clip"])
     train = g.add("TrainSafeRegion", **inputs, **TRAINING)
     after = g.add("TestChecksum", model=inputs["model"], clip=inputs["clip"], after=train(0))
@@ -158,6 +162,19 @@ def test_training_on_another_model(comfy, prediction):
     assert card["encoder"]["parts"] == ["clip_o"]
     assert card["encoder"]["blocks"] == {"cross_attn": 96, "pooled_output": 96}
     assert card["base_model"] == "Model"
+
+
+@pytest.mark.parametrize("weights", ["fp32", "fp8"])
+def test_keeping_fewer_activations_gives_the_same_gradients(comfy, weights):
+    g, inputs = graph("flow", weights)
+    seen = g.add("TestGradients", model=inputs["model"], clip=inputs["clip"])
+    outputs = comfy.run(g.prompt)
+    *numbers, all_kept, few_kept = map(float, outputs[seen()[0]]["text"])
+    difference, size, apart, fits, step_bytes = numbers
+    assert difference < 1e-5 and size > 0
+    assert apart < (1e-5 if weights == "fp32" else 0.02)
+    assert fits == 1 and step_bytes > 0
+    assert few_kept < all_kept
 
 
 @pytest.mark.parametrize("preset", ["instant", "paper"])

@@ -23,7 +23,9 @@ CONFIG = {
     "max_position_embeddings": 77, "hidden_act": "gelu", "eos_token_id": 49407,
 }  # fmt: skip
 TYPES = {name: comfy.model_base.ModelType[kind] for name, kind in
-         (("epsilon", "EPS"), ("v", "V_PREDICTION"), ("flow", "FLOW"))}  # fmt: skip
+         (("epsilon", "EPS"), ("v", "V_PREDICTION"), ("flow", "FLOW"), ("EDM", "EDM"))}  # fmt: skip
+WEIGHTS = {"fp32": (torch.float32, None), "fp16": (torch.float16, torch.float32), "bf16": (torch.bfloat16, None),
+           "fp8": (torch.float8_e4m3fn, torch.bfloat16)}  # what they are kept in, and computed in if that is another
 
 
 class Network(torch.nn.Module):
@@ -34,10 +36,13 @@ class Network(torch.nn.Module):
         self.query, self.key_value = operations.Linear(CHANNELS, WIDTH), operations.Linear(WIDTH, 2 * CHANNELS)
         self.key = operations.Linear(WIDTH, WIDTH)
         self.conv_out = operations.Conv2d(CHANNELS, 4, 3, padding=1)
-        self.dtype = torch.float32
+
+    @property
+    def dtype(self):
+        return self.conv_in.weight.dtype
 
     def forward(self, x, timesteps, context=None, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
-        time = timesteps[:, None] / 1000
+        time = (timesteps[:, None] / 1000).to(x)
         h = self.conv_in(x) + self.pooled(torch.cat([y, time], -1))[:, :, None, None]
         query = self.query(h.flatten(2).transpose(1, 2))
         weights = (query @ self.key(context).transpose(1, 2) / WIDTH**0.5).softmax(-1)
@@ -84,18 +89,22 @@ class TestOtherModel(io.ComfyNode):
         return io.Schema(
             node_id="TestOtherModel",
             category="testing",
-            inputs=[io.Combo.Input("prediction", options=list(TYPES))],
+            inputs=[
+                io.Combo.Input("prediction", options=list(TYPES)),
+                io.Combo.Input("weights", options=list(WEIGHTS), default="fp32", optional=True),
+            ],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
 
     @classmethod
-    def execute(cls, prediction):
+    def execute(cls, prediction, weights="fp32"):
+        kept, computed = WEIGHTS[weights]
         config = Config({"disable_unet_model_creation": True, "in_channels": 4, "adm_in_channels": WIDTH})
-        config.set_inference_dtype(torch.float32, None)
+        config.set_inference_dtype(kept, computed)
         model = Model(config, TYPES[prediction])
-        model.diffusion_model = Network()
+        model.diffusion_model = Network(comfy.ops.manual_cast if computed else comfy.ops.disable_weight_init)
         fill(model.diffusion_model, 0, 0.15)
-        model.diffusion_model.requires_grad_(True)
+        model.diffusion_model.to(kept).requires_grad_(True)
         patcher = comfy.model_patcher.ModelPatcher(
             model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
         )
@@ -135,6 +144,56 @@ class TestChecksum(io.ComfyNode):
         return io.NodeOutput(ui={"text": [digest.hexdigest(), str(grads)]})
 
 
+def backbone_class():
+    """The pack's ComfyBackbone, wherever ComfyUI has put the pack."""
+    import sys
+
+    return next(m for name, m in list(sys.modules.items()) if name.endswith(".backbones.comfy")).ComfyBackbone
+
+
+class TestGradients(io.ComfyNode):
+    """A prediction's gradient for the text, with all activations kept and with as few as can be; and no gradients.
+
+    Reports the largest difference, how large the gradient is, and how many bytes both ways keep for the backward pass.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestGradients", category="testing", is_output_node=True,
+            inputs=[io.Model.Input("model"), io.Clip.Input("clip")], outputs=[],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, clip):
+        backbone = backbone_class()(model, clip, size=64)
+        entries = backbone.encode(["a knife on a table", "a cat"])
+        sigma = backbone.sigmas(4)[1].expand(2)
+        x = backbone.start(2, sigma[0], torch.Generator().manual_seed(0))
+        roomy = backbone._room
+        found, kept = [], []
+
+        def count(tensor):
+            kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.inference_mode(False), torch.enable_grad():
+            for room in (roomy, lambda: 0.0):
+                backbone._room = room
+                texts = [entry[0].clone().requires_grad_(True) for entry in entries]
+                kept.append({})
+                with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                    denoised = backbone.denoise(x, sigma, [[t, e[1]] for t, e in zip(texts, entries)])
+                denoised.float().square().sum().backward()
+                found.append(torch.stack([text.grad for text in texts]))
+        with torch.no_grad():
+            alone = backbone.denoise(x, sigma, entries)  # room is 0: one after the other
+        difference = float((found[0] - found[1]).abs().max() / found[0].abs().max())
+        apart = float((alone - denoised.detach()).abs().max() / alone.abs().max())
+        numbers = [difference, float(found[0].abs().max()), apart, backbone.fits(8), backbone.step_bytes(1)]
+        return io.NodeOutput(ui={"text": [*map(str, numbers), *(str(sum(k.values())) for k in kept)]})
+
+
 class TestText(io.ComfyNode):
     """Hashes of all tensors of a conditioning, as JSON: for each entry {option: hash}."""
 
@@ -160,7 +219,7 @@ class TestText(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestOtherModel, TestChecksum, TestText]
+        return [TestOtherModel, TestChecksum, TestGradients, TestText]
 
 
 async def comfy_entrypoint():
