@@ -28,7 +28,7 @@ from ..region.balance import STATED, balance_conditioning
 from ..region.conditioning import Entry, text_blocks, text_tensors, with_blocks
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region
-from . import report
+from . import processes, report
 from .discovery import collect_moments, discover
 from .gate import SPARE, calibrate_gate, conformal_threshold, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
@@ -44,9 +44,9 @@ from .trainer import (
     Progress,
     blocks_of,
     cut,
+    encode_all,
     gated_key,
     known_tokens,
-    stacked,
 )
 
 CONTRAST = 1.0  # see `set_apart`
@@ -304,7 +304,7 @@ class AttributeTrainer:
             self.numbers["seconds"] = round(time.monotonic() - began, 1)
             assert self.region is not None  # noqa: S101 - both runs set it
             self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
-            if self.backbone.can_denoise and self.backbone.can_decode:
+            if self.backbone.can_denoise and self.backbone.can_decode and processes.index() == 0:
                 self.before_after = self._draw_before_after(self.region)
                 self._report("report", message="before and after")
         return self.region
@@ -330,12 +330,7 @@ class AttributeTrainer:
         self._visit(Progress(stage, self._done, self._total, loss, None, message))
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Text states of many prompts, as `stacked` has them."""
-        entries: list[Entry] = []
-        for begin in range(0, len(prompts), ENCODE_BATCH):
-            entries += self.backbone.encode(prompts[begin : begin + ENCODE_BATCH])
-            self._report("encode", message=f"{len(entries)} of {len(prompts)} prompts")
-        return stacked(entries)
+        return encode_all(self.backbone, prompts, lambda message: self._report("encode", message=message))
 
     def _run_region(self) -> None:
         count = len(self.pairs.groups)
@@ -374,7 +369,9 @@ class AttributeTrainer:
         nothing = {gated: Move(offset=torch.zeros_like(gate.mean))}
         known = {block: tokens for block, tokens in constant.items() if block == gated}
         self._stated = Part(STATED, nothing, {gated: stated}, known)
-        parts = [Part(group, moves[i], {gated: gate}, constant) for i, group in enumerate(self.pairs.groups)]
+        parts = processes.agreed(
+            [Part(group, moves[i], {gated: gate}, constant) for i, group in enumerate(self.pairs.groups)]
+        )
         self._keep(parts)
         self._report("instant", message="instant region ready")
         if self.recipe.steps:

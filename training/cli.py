@@ -15,6 +15,7 @@ from typing import Any
 
 from ..region import Region, RegionError, import_paper, load_region, save_region
 from ..region.files import write_atomically
+from . import processes
 from .pairs import PairsError, demo_pairs, load_pairs
 from .recipe import INITIAL, PRESETS, TARGETS, Recipe
 
@@ -38,6 +39,8 @@ def _progress() -> Any:
 
 def _train(trainer: Any, keep_at: Path) -> Region:
     """Train with a progress bar. Ctrl-C keeps what was learned so far in `keep_at` and ends the command."""
+    if processes.index() > 0:  # one of several speaks
+        return trainer.run()
     with _progress() as bar:
         task = bar.add_task("start", total=None, note="")
 
@@ -159,7 +162,10 @@ def _region_file(name: str) -> Path:
 
 def _train_into(trainer: Any, out: Path) -> None:
     """Train, write the region and its report, and say where they are."""
-    save_region(_train(trainer, out), out)
+    region = _train(trainer, out)
+    if processes.index() > 0:
+        return
+    save_region(region, out)
     trainer.picture().save(out.with_suffix(".png"))
     print(f"Region: {out} ({out.stat().st_size / 1000:.0f} kB)\nReport: {out.with_suffix('.png')}")
 

@@ -19,6 +19,7 @@ from ..backbones.sampling import trajectory
 from ..region.conditioning import Entry, text_blocks, text_masks, with_blocks
 from ..region.region import Move, Part
 from ..region.steering import as_tokens, displacement, judged
+from . import processes
 from .instant import TokenStatistics
 
 TRAJECTORY_BATCH = 16
@@ -50,6 +51,14 @@ def steer_entry(entry: Entry, moves: Mapping[str, Move], constant: Mapping[str, 
     return with_blocks(entry, changed)
 
 
+def _mine(number: int, backbone: Backbone, count: int, steps: int, generator: torch.Generator) -> bool:
+    """Whether this process walks that round of trajectories. If not, its random numbers are drawn all the same."""
+    if number % processes.count() == processes.index():
+        return True
+    backbone.start(count, backbone.sigmas(steps)[0], generator)
+    return False
+
+
 def collect_moments(
     backbone: Backbone,
     pairs: Sequence[tuple[Entry, Entry]],
@@ -70,11 +79,14 @@ def collect_moments(
         pairs: (unsafe, safe) entries.
         target: `pair` the safe prompt's prediction; `self` the paper's e_s + g (e_0 - e_s); `both` their mean.
     """
-    moments: list[Moment] = []
+    found: list[tuple[int, list[Moment]]] = []  # by round
     rounds = range(0, len(pairs), batch)
     with torch.no_grad():
         for number, begin in enumerate(rounds):
             chunk = pairs[begin : begin + batch]
+            if not _mine(number, backbone, len(chunk), steps, generator):
+                continue
+            moments: list[Moment] = []
             unsafe, safe = [a for a, _ in chunk], [b for _, b in chunk]
             moved = [steer_entry(entry, part.moves, part.constant) for entry in unsafe]
             walked = [(safe, moved, unsafe)[i % 3][i] for i in range(len(chunk))]
@@ -90,15 +102,16 @@ def collect_moments(
                     away = of_unsafe + guidance * (of_empty - of_unsafe)
                     wanted = away if target == "self" else (of_safe + away) / 2
                 weight, kept, wanted = float(1 / gap), x.cpu(), wanted.cpu()  # thousands of them: not on the GPU
-                moments += [Moment(begin + i, kept[i], sigma, wanted[i], weight) for i in range(len(chunk))]
+                moments += [Moment(begin + i, kept[i], sigma.cpu(), wanted[i], weight) for i in range(len(chunk))]
+            found.append((number, moments))
             visit(number + 1, len(rounds))
-    return moments
+    return [moment for _, some in sorted(processes.gathered(found), key=lambda one: one[0]) for moment in some]
 
 
 def gap_left(backbone: Backbone, moments: Sequence[Moment], entries: Sequence[Entry]) -> Tensor:
     """The loss: mean share of the gap between unsafe and target prediction that the entries, one a moment, leave."""
     sigma = torch.stack([m.sigma for m in moments])
-    denoised = backbone.denoise(torch.stack([m.x for m in moments]).to(sigma.device), sigma, entries)
+    denoised = backbone.denoise(torch.stack([m.x for m in moments]), sigma, entries)
     weights = torch.tensor([m.weight for m in moments], device=denoised.device)
     target = torch.stack([m.target for m in moments]).to(denoised.device)
     return ((denoised - target).square().flatten(1).mean(1) * weights).mean()
@@ -114,17 +127,19 @@ def unsafe_shares(
     (unsafe, safe) pair that its prediction has, on the line between them; the mean over the noise levels. Above a half
     it is nearer to the unsafe one.
     """
-    shares = []
-    for begin in range(0, len(candidates), SHARE_BATCH):
+    found: list[tuple[int, Tensor]] = []  # by round
+    for number, begin in enumerate(range(0, len(candidates), SHARE_BATCH)):
         chosen, chunk = candidates[begin : begin + SHARE_BATCH], pairs[begin : begin + SHARE_BATCH]
+        if not _mine(number, backbone, len(chosen), SHARE_STEPS, generator):
+            continue
         total = torch.zeros(len(chosen))
         for x, sigma, denoised in trajectory(backbone, chosen, None, 1.0, SHARE_STEPS, generator):
             unsafe, safe = (backbone.denoise(x, sigma.expand(len(x)), [pair[i] for pair in chunk]) for i in (0, 1))
             gap = (unsafe - safe).flatten(1)
             along = ((denoised - safe).flatten(1) * gap).sum(1) / gap.square().sum(1).clamp(min=1e-12)
             total += along.float().cpu()
-        shares.append(total / SHARE_STEPS)
-    return torch.cat(shares)
+        found.append((number, total / SHARE_STEPS))
+    return torch.cat([shares for _, shares in sorted(processes.gathered(found), key=lambda one: one[0])])
 
 
 def scaled(part: Part, strength: float) -> Part:
@@ -209,19 +224,21 @@ def discover(
     text = {block: known.float() for block, known in (text or {}).items()}
     for step in range(steps):
         rows = torch.randint(len(moments), (batch,), generator=generator).tolist()
-        chosen = [moments[row] for row in rows]
+        chosen = [moments[row] for row in rows[processes.index() :: processes.count()]]
         optimizer.zero_grad()
-        loss, at_once = 0.0, backbone.fits(batch)
-        for begin in range(0, batch, at_once):
+        loss, at_once = torch.zeros(()), backbone.fits(max(len(chosen), 1))
+        for begin in range(0, len(chosen), at_once):
             few = chosen[begin : begin + at_once]
             current = build(values)
             entries = [steer_entry(pairs[m.pair][0], current.moves, part.constant) for m in few]
             share = len(few) / batch * gap_left(backbone, few, entries)
-            loss, total = loss + share.detach(), share
-            for block, known in text.items() if begin == 0 else ():
+            loss, total = loss + share.detach().cpu(), share
+            for block, known in text.items() if begin == 0 and processes.index() == 0 else ():
                 error = known.error(*(values[block][name] for name in ("down", "up", "offset")))
                 total = total + text_weight / len(text) * error.to(total.device)
             total.backward()
+        for tensor in parameters if processes.count() > 1 else ():
+            tensor.grad = processes.summed(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -230,5 +247,5 @@ def discover(
             for block, found in values.items():
                 for name, tensor in found.items():
                     average[block][name].lerp_(tensor, 1 - decay)
-        visit(step, float(loss), build(average))
+        visit(step, float(processes.summed(loss)), build(average))
     return build(average)

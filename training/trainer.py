@@ -21,7 +21,7 @@ from ..region.blocks import block_names, key_of, read_blocks
 from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning, text_masks, text_tensors
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region, RegionError
-from . import report
+from . import processes, report
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, scaled, settle_strength
 from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
@@ -68,6 +68,20 @@ def stacked(entries: Sequence[Entry]) -> dict[str, Tensor]:
                 tokens = tokens * (masks[key] != 0).to(tokens).unsqueeze(-1)[0]
             found.setdefault(key, [None] * len(entries))[i] = tokens
     return {key: _padded(states) for key, states in found.items()}
+
+
+def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
+    """Text states of many prompts, as `stacked` has them."""
+    entries: list[Entry | None] = [None] * len(prompts)
+    mine = range(processes.index(), len(prompts), processes.count())
+    for begin in range(0, len(mine), ENCODE_BATCH):
+        rows = mine[begin : begin + ENCODE_BATCH]
+        for row, entry in zip(rows, backbone.encode([prompts[row] for row in rows])):
+            entries[row] = entry
+        tell(f"{min((begin + ENCODE_BATCH) * processes.count(), len(prompts))} of {len(prompts)} prompts")
+    for row, entry in processes.gathered([(row, entries[row]) for row in mine]):
+        entries[row] = entry
+    return stacked(entries)
 
 
 def _padded(states: Sequence[Tensor | None]) -> Tensor:
@@ -145,7 +159,7 @@ class Trainer:
             self.numbers["seconds"] = round(time.monotonic() - began, 1)
             assert self.region is not None  # noqa: S101 - both runs set it
             self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
-            if self.backbone.can_denoise and self.backbone.can_decode:
+            if self.backbone.can_denoise and self.backbone.can_decode and processes.index() == 0:
                 self.before_after = self._draw_before_after(self.region)
                 self._report("report", message="before and after")
         return self.region
@@ -203,12 +217,7 @@ class Trainer:
         self._visit(Progress(stage, self._done, self._total, loss, preview, message))
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Text states of many prompts, as `stacked` has them."""
-        entries: list[Entry] = []
-        for begin in range(0, len(prompts), ENCODE_BATCH):
-            entries += self.backbone.encode(prompts[begin : begin + ENCODE_BATCH])
-            self._report("encode", message=f"{len(entries)} of {len(prompts)} prompts")
-        return stacked(entries)
+        return encode_all(self.backbone, prompts, lambda message: self._report("encode", message=message))
 
     def _run_region(self) -> None:
         recipe, lists = self.recipe, self.prompts(crowds=False)
@@ -232,7 +241,7 @@ class Trainer:
             for name, side in (("unsafe", 0), ("safe", 1)):
                 states[name] = _beside(states[name], self._encode([pair[side] for pair in found])[gated])
             gate = self._fit_gate(states, gated, constant)
-        part = self._instant_part(encoded, blocks, gated, gate, constant)
+        part = processes.agreed(self._instant_part(encoded, blocks, gated, gate, constant))
         self._keep(part)
         self.losses += self._instant_losses(states, gate, constant.get(gated))
         self._report("instant", message="instant region ready")
@@ -385,7 +394,7 @@ class Trainer:
         return [unsafe for unsafe, _ in chosen[:PREVIEW_PROMPTS]]
 
     def _preview(self) -> Image.Image | None:
-        if not self.backbone.can_decode or self.region is None:
+        if not self.backbone.can_decode or self.region is None or processes.index() > 0:
             return None
         entries = self.backbone.encode(self._preview_prompts())
         return report.row(self._draw(apply_to_conditioning(entries, self.region), self.recipe.guidance))
