@@ -9,6 +9,7 @@ import torch
 
 from comfyui_safe_region.region import apply_to_conditioning, text_blocks
 from comfyui_safe_region.region.steering import displacement, openness
+from comfyui_safe_region.training import instant
 from comfyui_safe_region.training.gate import calibrate_gate, conformal_threshold, constant_tokens, prompt_depths
 from comfyui_safe_region.training.instant import instant_move, token_statistics
 from comfyui_safe_region.training.pairs import PairsError, parse_pairs
@@ -238,3 +239,13 @@ def test_the_error_of_a_map_is_what_it_leaves_of_the_displacements():
     left = (x @ down.T @ up.T + offset - y).square().sum() / y.square().sum()
     assert float(known.error(down, up, offset)) == pytest.approx(float(left), rel=1e-6)
     assert float(known.error(down, 0 * up, 0 * offset)) == pytest.approx(1.0)
+
+
+def test_the_leading_eigenvectors_of_wide_matrices_are_those_of_a_full_decomposition(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    root = torch.randn(80, 80, dtype=torch.float64, generator=draw) * torch.logspace(0, -3, 80, dtype=torch.float64)
+    matrix = root.T @ root
+    exact = instant.leading(matrix, 6)
+    monkeypatch.setattr(instant, "EXACT", 10)
+    found = instant.leading(matrix, 6)
+    assert torch.allclose((exact.T @ found).abs(), torch.eye(6, dtype=torch.float64), atol=1e-4)

@@ -60,13 +60,26 @@ def _train(trainer: Any, keep_at: Path) -> Region:
     return region
 
 
-def _backbone() -> Any:
+def _backbone(args: argparse.Namespace) -> Any:
+    """The pipeline that `--diffusers` names, or the demo model."""
+    if getattr(args, "diffusers", None):
+        return _diffusers(args.diffusers, args.size)
     try:
         from ..backbones.demo import DemoBackbone
 
         return DemoBackbone()
     except ImportError as error:
         raise UsageError(f'The demo model needs {error.name}: run  python -m pip install ".[train]"') from None
+
+
+def _diffusers(path: str, size: int) -> Any:
+    try:
+        from ..backbones.diffusers import DiffusersBackbone, load_pipeline
+
+        return DiffusersBackbone(load_pipeline(path), size)
+    except ImportError as error:
+        message = f'A diffusers pipeline needs {error.name}: run  python -m pip install ".[train,diffusers]"'
+        raise UsageError(message) from None
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -86,7 +99,7 @@ def run_demo(args: argparse.Namespace) -> None:
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    backbone = _backbone()
+    backbone = _backbone(args)
     trainer = Trainer(backbone, demo_pairs(), _recipe(args), "weapons")
     region_file = out / "weapons.safetensors"
     region = _train(trainer, region_file)
@@ -171,14 +184,14 @@ def _train_into(trainer: Any, out: Path) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train a region on the embedded demo model from a file of prompt pairs."""
+    """Train a region from a file of prompt pairs, on the embedded demo model or a diffusers pipeline."""
     from .plan import plan
     from .trainer import Trainer
 
     out = _region_file(args.out)
     existing = load_region(args.existing) if args.existing else None
     pairs = load_pairs(args.pairs)
-    trainer = Trainer(_backbone(), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing)
+    trainer = Trainer(_backbone(args), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing)
     if args.dry_run:
         print("\n".join(plan(trainer).sentences()))
         return
@@ -190,7 +203,7 @@ def run_train_balance(args: argparse.Namespace) -> None:
     from .attributes import AttributeTrainer, load_attribute
 
     out, pairs = _region_file(args.out), load_attribute(args.pairs)
-    _train_into(AttributeTrainer(_backbone(), pairs, _recipe(args)), out)
+    _train_into(AttributeTrainer(_backbone(args), pairs, _recipe(args)), out)
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -247,6 +260,10 @@ def build_parser() -> argparse.ArgumentParser:
                        help="prompts to encode at most (default: 7000): fewer take less time, and the gate errs more")
     train.add_argument("--concept", help="what the region is about, in a few words")
     train.add_argument("--existing", help="a region to go on from")
+    train.add_argument("--diffusers", metavar="PATH",
+                       help="folder of a Stable Diffusion 1.x, SDXL, SD3 or Flux pipeline (default: the demo model)")
+    train.add_argument("--size", type=int, default=0,
+                       help="with --diffusers: pixels to learn at, wide and high (default: the model's, 512 at most)")
     train.add_argument("--dry-run", action="store_true", help="say what it would take, and train nothing")
     _add_recipe(train)
     balance = add("train-balance", run_train_balance)

@@ -12,6 +12,7 @@ from ..region.steering import judged
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 CHUNK = 256  # prompts
+EXACT = 1_024  # features; all eigenvectors of wider matrices take minutes
 STILL = 4.0  # harmless tokens together count so many times as much as the unsafe ones
 
 
@@ -73,6 +74,14 @@ def token_statistics(
     return TokenStatistics(mean, scale, *(total / max(count, 1) for total in sums))
 
 
+def leading(matrix: Tensor, count: int) -> Tensor:
+    """The eigenvectors [D, count] with the largest eigenvalues of a symmetric matrix [D, D], largest first."""
+    if len(matrix) <= EXACT:
+        return torch.linalg.eigh(matrix).eigenvectors[:, -count:].flip(-1)
+    start = torch.randn(len(matrix), count, dtype=matrix.dtype, generator=torch.Generator().manual_seed(0))
+    return torch.lobpcg(matrix, X=start, niter=100, largest=True)[1]
+
+
 def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -> Move:
     """Reduced-rank ridge regression (Izenman, 1975) of the displacement on the normalised token.
 
@@ -81,14 +90,13 @@ def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -
         rank: of the linear map; the mean displacement comes on top.
     """
     covariance = learn.xx - torch.outer(learn.x, learn.x)
-    values, vectors = torch.linalg.eigh(covariance)
-    projected = vectors.T @ (learn.xy - torch.outer(learn.x, learn.y))
+    wanted = learn.xy - torch.outer(learn.x, learn.y)
     best: tuple[float, Tensor, Tensor, Tensor] | None = None
     for penalty in PENALTIES:
-        solution = vectors @ (projected / (values + penalty * values.mean())[:, None])  # [D, D], y from x
+        ridge = penalty * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
+        solution = torch.cholesky_solve(wanted, torch.linalg.cholesky(covariance + ridge))  # [D, D], y from x
         # the r directions of the output that carry most of the fitted displacement
-        _, directions = torch.linalg.eigh(solution.T @ covariance @ solution)
-        up = directions[:, -rank:].flip(-1)  # [D, r]
+        up = leading(solution.T @ covariance @ solution, rank)  # [D, r]
         down = (solution @ up).T  # [r, D]
         offset = learn.y - up @ (down @ learn.x)
         error = float(held_out.error(down, up, offset))
