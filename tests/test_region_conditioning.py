@@ -322,3 +322,18 @@ def test_only_takes_concepts_by_name():
     assert [part.label for part in both.only(["b"]).parts] == ["b"]
     with pytest.raises(RegionError, match=r"no concept named c; it has: a, b\."):
         both.only(["b", "c"])
+
+
+def test_text_for_a_controlnet_alone_is_steered_as_text_of_its_own():
+    inside, outside = ([torch.full((1, 5, 6), v), {"pooled_output": torch.full((1, 8), v)}] for v in (0.0, 9.0))
+    region = Region((wall_part(1.0, 6),), {"name": "wall"})
+    alone = apply_to_conditioning([outside], region)[0]
+    options = {"pooled_output": inside[1]["pooled_output"], "cross_attn_controlnet": outside[0],
+               "pooled_output_controlnet": outside[1]["pooled_output"]}  # fmt: skip
+    given = [inside[0], dict(options)]
+    ((text, found),) = apply_to_conditioning([given], region)
+    assert same_bits(text, inside[0]) and same_bits(found["cross_attn_controlnet"], alone[0])
+    assert not same_bits(alone[0], outside[0])
+    assert given[1] == options, "the input stays as it is"
+    again = apply_to_conditioning([[text, found]], region)[0]
+    assert same_bits(again[1]["cross_attn_controlnet"], alone[0]), "once only"

@@ -194,32 +194,9 @@ class TestGradients(io.ComfyNode):
         return io.NodeOutput(ui={"text": [*map(str, numbers), *(str(sum(k.values())) for k in kept)]})
 
 
-class TestText(io.ComfyNode):
-    """Hashes of all tensors of a conditioning, as JSON: for each entry {option: hash}."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestText", category="testing", is_output_node=True,
-            inputs=[io.Conditioning.Input("conditioning")], outputs=[],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(cls, conditioning):
-        import hashlib
-        import json
-
-        def digest(tensor):
-            return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-        found = [{name: digest(value) for name, value in {"cross_attn": tensor, **options}.items()
-                  if isinstance(value, torch.Tensor)} for tensor, options in conditioning]  # fmt: skip
-        return io.NodeOutput(ui={"text": [json.dumps(found)]})
-
-
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestOtherModel, TestChecksum, TestGradients, TestText]
+        return [TestOtherModel, TestChecksum, TestGradients]
 
 
 async def comfy_entrypoint():
