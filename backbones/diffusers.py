@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ..region.conditioning import POOLED, Entry, text_tensors
+from ..region.blocks import POOLED
+from ..region.conditioning import Entry, text_tensors
 
 DEFAULT_SIZE = 512  # pixels at most, unless the user asks for more
 CHUNK = 75  # words of a CLIP chunk, beside its start and its end
@@ -88,7 +90,7 @@ FAMILIES = {
 
 def _device() -> str:
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # of several processes each has its own
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
@@ -117,7 +119,7 @@ def load_pipeline(path: str | Path) -> Any:
             variant="fp16" if weights and all(".fp16" in file.name for file in weights) else None,
             **({"safety_checker": None} if name == "StableDiffusionPipeline" else {}),
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:  # the last one for a class that diffusers lacks
         raise ValueError(f"{folder} could not be loaded: {str(error).splitlines()[0]}") from error
     pipe = pipe.to(device)
     if device != "cpu":
@@ -239,7 +241,7 @@ class DiffusersBackbone:
         """How far a flow model's schedule leans towards noise."""
         config = self.pipe.scheduler.config
         if not config.get("use_dynamic_shifting"):
-            return config.shift
+            return config.get("shift", 1.0)
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         mu = config.base_shift + slope * ((self._side() // 2) ** 2 - config.base_image_seq_len)
         return mu if config.get("time_shift_type") == "linear" else math.exp(mu)

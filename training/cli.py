@@ -78,8 +78,8 @@ def _diffusers(path: str, size: int) -> Any:
 
         return DiffusersBackbone(load_pipeline(path), size)
     except ImportError as error:
-        message = f'A diffusers pipeline needs {error.name}: run  python -m pip install ".[train,diffusers]"'
-        raise UsageError(message) from None
+        missing = error.name or "more libraries"
+        raise UsageError(f'--diffusers needs {missing}: run  python -m pip install ".[train,diffusers]"') from None
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
