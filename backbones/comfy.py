@@ -5,9 +5,8 @@ wrappers, its memory management. Nothing here knows an architecture.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -16,7 +15,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..region.conditioning import Entry, text_tensors
 
@@ -68,6 +67,40 @@ def differentiable(module: nn.Module) -> Iterator[None]:
             store[name] = tensor
 
 
+def _rotate_back(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    operator = getattr(torch.ops.comfy_kitchen, context.operator)
+    turned = operator(*gradients, context.turn.transpose(-1, -2))
+    return (*(turned if isinstance(turned, (tuple, list)) else (turned,)), None)
+
+
+def _differentiable_rotations() -> None:
+    """Derivatives for comfy-kitchen's rotary embeddings, which have none: a rotation's is the rotation back."""
+    for name in ("apply_rope", "apply_rope1"):
+
+        def keep(ctx: Any, inputs: tuple[Any, ...], output: Any, name: str = name) -> None:
+            ctx.operator, ctx.turn = name, inputs[-1]
+
+        try:
+            torch.library.register_autograd(f"comfy_kitchen::{name}", _rotate_back, setup_context=keep)
+        except (AttributeError, RuntimeError):  # no comfy-kitchen, or one that has derivatives
+            pass
+
+
+_differentiable_rotations()
+
+
+@contextmanager
+def unharmed(module: nn.Module) -> Iterator[None]:
+    """Keep copies of what the backward pass needs: ComfyUI's networks write into tensors that others still need."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+
+    def kept(tensor: Tensor) -> Tensor:
+        return tensor.detach() if tensor.untyped_storage().data_ptr() in weights else tensor.detach().clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        yield
+
+
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost parts of a network that are called as a whole."""
     for child in module.children():
@@ -77,6 +110,29 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+class _Again(torch.autograd.Function):
+    """Part of a network that is run again for the backward pass, from copies of its inputs, as it may write into them.
+
+    torch.utils.checkpoint knows nothing of either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., list[Any]], *inputs: Tensor) -> tuple[Any, ...]:
+        ctx.run = run
+        ctx.save_for_backward(*inputs)
+        return tuple(run(*(tensor.clone() for tensor in inputs)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = [tensor.detach().requires_grad_(needed)
+                  for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])]  # fmt: skip
+        with torch.enable_grad():
+            outputs = ctx.run(*(tensor.clone() for tensor in inputs))
+        moved = [i for i, output in enumerate(outputs) if isinstance(output, Tensor) and output.requires_grad]
+        torch.autograd.backward([outputs[i] for i in moved], [gradients[i] for i in moved])
+        return None, *(tensor.grad for tensor in inputs)
+
+
 @contextmanager
 def checkpointed(module: nn.Module) -> Iterator[None]:
     """Keep no activations within blocks for the backward pass, which computes them again (Chen et al., 2016)."""
@@ -84,11 +140,24 @@ def checkpointed(module: nn.Module) -> Iterator[None]:
     def again(block: nn.Module) -> Any:
         forward = block.forward
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with differentiable(block):  # the second time is after `denoise` has put the weights back
-                return forward(*args, **kwargs)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            leaves, shape = tree_flatten((args, kwargs))
+            places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            inputs, found = [leaves[place] for place in places], [shape]
+            leaves = [None if i in places else leaf for i, leaf in enumerate(leaves)]
 
-        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+            def run(*inputs: Tensor) -> list[Any]:
+                given = [*leaves]
+                for place, tensor in zip(places, inputs):
+                    given[place] = tensor
+                args, kwargs = tree_unflatten(given, shape)
+                with differentiable(block), unharmed(block):  # the second time is after `denoise` has put weights back
+                    outputs, found[0] = tree_flatten(forward(*args, **kwargs))
+                return outputs
+
+            return tree_unflatten(_Again.apply(run, *inputs), found[0])
+
+        return call
 
     blocks = list(_blocks(module))
     own = {id(block): block.__dict__["forward"] for block in blocks if "forward" in block.__dict__}  # other packs'
@@ -221,11 +290,13 @@ class ComfyBackbone:
         comfy.model_management.throw_exception_if_processing_interrupted()
         learning = torch.is_grad_enabled()
         thrifty = learning and self._must_save(len(entries))
-        saving = checkpointed(self.model.model.diffusion_model) if thrifty else nullcontext()
+        network = self.model.model.diffusion_model
+        saving = checkpointed(network) if thrifty else nullcontext()
+        unharming = unharmed(network) if learning else nullcontext()
         most = len(entries) if learning else max(int(self._room() / self._activations(1)), 1)
         factor = (CHECKPOINTED if thrifty else ALL_ACTIVATIONS) if learning else 1
         with torch.inference_mode(False), self._prepared(x[:most], entries, factor) as (inner, options), \
-                differentiable(inner), saving:  # fmt: skip
+                differentiable(inner), saving, unharming:  # fmt: skip
             device = self.model.load_device
             x, sigma = _ordinary(x).to(device), _ordinary(sigma).to(device, torch.float32)
             encoded = [self._encoded(inner, entry, x[i : i + 1]) for i, entry in enumerate(entries)]

@@ -130,10 +130,11 @@ def error_text(history: dict[str, Any]) -> str:
 
 
 def prepare_base(base: Path) -> None:
-    """Copy the pack, and the test's own model, into the base directory's custom_nodes."""
+    """Copy the pack, and the tests' own models, into the base directory's custom_nodes."""
     nodes = base / "custom_nodes"
     shutil.copytree(PACK, nodes / PACK_FOLDER, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    shutil.copytree(Path(__file__).parent / "other_model", nodes / "other_model")
+    for models in ("other_model", "family_models"):
+        shutil.copytree(Path(__file__).parent / models, nodes / models)
     # the encoder reads all of these in every training: fewer make the tests faster, and change nothing they look at
     everyday = nodes / PACK_FOLDER / "training" / "everyday.txt"
     everyday.write_text("\n".join(everyday.read_text(encoding="utf-8").splitlines()[:EVERYDAY]), encoding="utf-8")
