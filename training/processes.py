@@ -20,7 +20,8 @@ T = TypeVar("T")
 @cache
 def _state() -> Any:
     """accelerate's state; None for a single process, which does not need accelerate."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    launched = "TORCHELASTIC_RUN_ID" in os.environ  # some containers set WORLD_SIZE and mean something else
+    if not launched or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     from accelerate import PartialState
 
