@@ -15,15 +15,24 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Generator, Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..region.conditioning import Entry, text_tensors
 
 SCHEDULER = "normal"
 DEFAULT_SIZE = 512  # pixels; a latent format may name its own as `training_size`
+# Pixels to a latent's one, by its format, for versions of ComfyUI whose formats do not say; 8 elsewhere.
+DOWNSCALES = {"SC_Prior": 42, "SC_B": 4, "LTXV": 32, "LTXAV": 32, "HunyuanImage21": 32, "Wan22": 16, "Flux2": 16,
+              "HunyuanVideo15": 16, "ChromaRadiance": 1}  # fmt: skip
 # Memory of a step with gradients, as a multiple of what ComfyUI estimates for inference: all activations are kept, or
 # those between blocks only.
 ALL_ACTIVATIONS, CHECKPOINTED = 40, 8
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it has memory of its own; quantised weights and the like have not."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _plain(parameter: Tensor) -> Tensor:
@@ -31,11 +40,11 @@ def _plain(parameter: Tensor) -> Tensor:
 
     Weights made in inference mode (as all of ComfyUI's are) cannot be saved for a backward pass.
     """
-    if type(parameter) in (Tensor, nn.Parameter):
+    if _is_plain(parameter):
         storage = parameter.untyped_storage()
         alias = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         alias.set_(storage, parameter.storage_offset(), parameter.size(), parameter.stride())
-    else:  # quantised weights and the like keep their class
+    else:
         alias = parameter.detach()
     if isinstance(parameter, nn.Parameter):
         alias = nn.Parameter(alias, requires_grad=False)
@@ -92,12 +101,14 @@ _differentiable_rotations()
 @contextmanager
 def unharmed(module: nn.Module) -> Iterator[None]:
     """Keep copies of what the backward pass needs: ComfyUI's networks write into tensors that others still need."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    every = (*module.parameters(), *module.buffers())
+    weights = {tensor.untyped_storage().data_ptr() for tensor in every if _is_plain(tensor)}
 
     def kept(tensor: Tensor) -> Tensor:
-        return tensor.detach() if tensor.untyped_storage().data_ptr() in weights else tensor.detach().clone()
+        own = _is_plain(tensor) and tensor.untyped_storage().data_ptr() not in weights
+        return tensor.detach().clone() if own else tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+    with saved_tensors_hooks(kept, lambda tensor: tensor):
         yield
 
 
@@ -271,8 +282,9 @@ class ComfyBackbone:
         latent = self._format
         size = self.size or getattr(latent, "training_size", DEFAULT_SIZE)
         ratio = getattr(latent, "spacial_downscale_ratio", None)
-        if ratio is None:
-            ratio = self.vae.spacial_compression_decode() if self.vae is not None else 8
+        if ratio is None and self.vae is not None:
+            ratio = self.vae.spacial_compression_decode()
+        ratio = ratio or DOWNSCALES.get(type(latent).__name__, 8)
         side = max(size // int(ratio), 1)
         frame = (1,) if latent.latent_dimensions == 3 else ()
         return (latent.latent_channels, *frame, side, side)

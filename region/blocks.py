@@ -61,7 +61,7 @@ FAMILIES = (
     Family("Flux", ("FluxClipModel",), {CROSS_ATTENTION: (256, 4096), POOLED: (768,)}),
     Family("Flux.2", ("Flux2TEModel",), {CROSS_ATTENTION: (512, 15_360)}),
     Family("AuraFlow", ("AuraT5Model",), {CROSS_ATTENTION: (256, 2048)}),
-    Family("HunyuanDiT", ("HyditModel",), {CROSS_ATTENTION: (77, 1024), POOLED: (1024,), MT5: (256, 2048)}),
+    Family("HunyuanDiT", ("HyditModel",), {CROSS_ATTENTION: (77, 1024), MT5: (256, 2048)}),
     Family("HunyuanVideo", ("HunyuanVideoClipModel",), {CROSS_ATTENTION: (30, 4096), POOLED: (768,)}),
     Family("HunyuanImage and HunyuanVideo 1.5", ("HunyuanImageTEModel",),
            {CROSS_ATTENTION: (30, 3584), BYT5: (20, 1472)}),

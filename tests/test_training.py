@@ -249,3 +249,12 @@ def test_the_leading_eigenvectors_of_wide_matrices_are_those_of_a_full_decomposi
     monkeypatch.setattr(instant, "EXACT", 10)
     found = instant.leading(matrix, 6)
     assert torch.allclose((exact.T @ found).abs(), torch.eye(6, dtype=torch.float64), atol=1e-4)
+
+
+def test_an_encoder_that_reads_both_sides_alike_is_named():
+    class Deaf(ToyBackbone):
+        def encode(self, prompts):
+            return super().encode(["a lamp"] * len(prompts))
+
+    with pytest.raises(PairsError, match="both sides of every pair alike"):
+        trained(Deaf())

@@ -28,7 +28,7 @@ from .gate import STEPS as GATE_STEPS
 from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
 from .lora import lora_shift
-from .pairs import PromptPairs
+from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
 from .prompts import PromptSets, build_sets
 from .recipe import INITIAL, TARGETS, Recipe
@@ -224,6 +224,8 @@ class Trainer:
         encoded = {name: self._encode(prompts) for name, prompts in self.prompts().items()}
         gated = gated_key(encoded["unsafe"])
         states = {name: found[gated] for name, found in encoded.items() if gated in found}
+        if torch.equal(*_same_length(states["unsafe"], states["safe"])):
+            raise PairsError("This text encoder reads both sides of every pair alike: is its model loaded and whole?")
         # crowds are for the walls only
         encoded = {name: {key: tokens[: len(lists[name])] for key, tokens in found.items()}
                    for name, found in encoded.items()}  # fmt: skip

@@ -92,7 +92,7 @@ the weights are the same to the bit afterwards and have no gradients; a harmless
 its conditioning; an unsafe one is moved in every block that the region has; shapes, types and all other options stay
 as they were; with few activations kept, gradients are the same. Random models say nothing about pictures.
 
-"yes" without a version: on all of {versions}. Blocks are parts of a conditioning that have moves of their own; widths
+"yes" without a version: on {versions}. Blocks are parts of a conditioning that have moves of their own; widths
 are those of the tests, which are a sixteenth of the real ones where ComfyUI's classes allow it.
 
 {table}

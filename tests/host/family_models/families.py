@@ -53,11 +53,11 @@ _SD3_PARTS = [f"text_encoders.{name}" for name in (
     "clip_l.transformer.text_model.final_layer_norm.weight", "clip_g.transformer.text_model.final_layer_norm.weight",
     "t5xxl.transformer.encoder.final_layer_norm.weight",
 )]  # fmt: skip
+# The parts that several families share.
 L, G, H = clip(768 // SHRUNK), clip(1280 // SHRUNK), clip(1024 // SHRUNK)
-T5XXL, UMT5, QWEN = t5(4096 // SHRUNK), t5(4096 // SHRUNK), llama(3584 // SHRUNK)
+T5XXL, QWEN = t5(4096 // SHRUNK), llama(3584 // SHRUNK)
 BYT5 = t5(1472)  # the network's code says so
 MISTRAL = 704  # three layers of it are wider than all text that stays whole
-"""The parts that several families share."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ FAMILIES = {
         "WAN21_T2V",
         {"dim": 64, "out_dim": 16, "num_heads": 2, "ffn_dim": 64, "num_layers": 1, "in_dim": 16,
          "text_dim": 4096 // SHRUNK},
-        {"umt5xxl": {**UMT5, "vocab_size": PIECES}},
+        {"umt5xxl": {**T5XXL, "vocab_size": PIECES}},
         tokenizer=lambda: {"spiece_model": sentencepiece_model()},
     ),
     "LTXV": Family(

@@ -144,11 +144,11 @@ class TestChecksum(io.ComfyNode):
         return io.NodeOutput(ui={"text": [digest.hexdigest(), str(grads)]})
 
 
-def backbone_class():
-    """The pack's ComfyBackbone, wherever ComfyUI has put the pack."""
+def backbone_module():
+    """The pack's backbones/comfy.py, wherever ComfyUI has put the pack."""
     import sys
 
-    return next(m for name, m in list(sys.modules.items()) if name.endswith(".backbones.comfy")).ComfyBackbone
+    return next(m for name, m in list(sys.modules.items()) if name.endswith(".backbones.comfy"))
 
 
 class TestGradients(io.ComfyNode):
@@ -166,7 +166,8 @@ class TestGradients(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip):
-        backbone = backbone_class()(model, clip, size=64)
+        module = backbone_module()
+        backbone = module.ComfyBackbone(model, clip, size=64)
         entries = backbone.encode(["a knife on a table", "a cat"])
         sigma = backbone.sigmas(4)[1].expand(2)
         x = backbone.start(2, sigma[0], torch.Generator().manual_seed(0))
@@ -177,13 +178,19 @@ class TestGradients(io.ComfyNode):
             kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
+        hooks = module.saved_tensors_hooks  # only the innermost act, and those are the backbone's own
+
+        def counting(pack, unpack):
+            return hooks(lambda tensor: count(pack(tensor)), unpack)
+
         with torch.inference_mode(False), torch.enable_grad():
             for room in (roomy, lambda: 0.0):
                 backbone._room = room
                 texts = [entry[0].clone().requires_grad_(True) for entry in entries]
                 kept.append({})
-                with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                    denoised = backbone.denoise(x, sigma, [[t, e[1]] for t, e in zip(texts, entries)])
+                module.saved_tensors_hooks = counting
+                denoised = backbone.denoise(x, sigma, [[t, e[1]] for t, e in zip(texts, entries)])
+                module.saved_tensors_hooks = hooks
                 denoised.float().square().sum().backward()
                 found.append(torch.stack([text.grad for text in texts]))
         with torch.no_grad():
