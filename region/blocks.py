@@ -85,13 +85,22 @@ def families(widths: Mapping[str, int]) -> list[Family]:
     return [f for f in FAMILIES if {k: w for k, w in f.widths().items() if k in widths or k not in SOMETIMES} == widths]
 
 
-def described(widths: Mapping[str, int], encoder: str = "") -> str:
-    """Widths, and whose they are, for a message: "cross_attn 768, pooled_output 768, as SD 1.x has"."""
-    if not widths:
+def described(widths: Mapping[str, int], layers: Mapping[str, int], encoder: str = "") -> str:
+    """Widths, and whose they are, for a message: "cross_attn 768, pooled_output 768, as SD 1.x has".
+
+    Args:
+        widths: by option, or by block.
+        layers: how many of them the options have that hold several.
+    """
+    whole: dict[str, int] = {}
+    for block, width in widths.items():
+        whole[key_of(block)] = max(width, whole.get(key_of(block), 0))
+    if not whole:
         return "no text"
-    names = [f.name for f in FAMILIES if encoder in f.encoders] or [f.name for f in families(widths)]
+    names = [f.name for f in FAMILIES if encoder in f.encoders] or [f.name for f in families(whole)]
     known = f", as {' or '.join(names)} has" if names else ""
-    return ", ".join(f"{name} {width}" for name, width in widths.items()) + known
+    pieces = [f"{key} {layers[key]} x {w}" if key in layers else f"{key} {w}" for key, w in whole.items()]
+    return ", ".join(pieces) + known
 
 
 def block_names(tensors: Mapping[str, Tensor]) -> list[str]:

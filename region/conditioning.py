@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,9 +104,11 @@ def check_fit(region: Region, entry: Sequence[Any]) -> None:
             encoder = region.metadata.get("encoder")
             name = str(encoder.get("name")) if isinstance(encoder, dict) else ""
             widths = {key: tensor.shape[-1] for key, tensor in tensors.items()}
+            layers = {key: tensor.shape[1] for key, tensor in tensors.items() if tensor.ndim == 4}
+            learned = Counter(key_of(block) for block in wanted if "__layer" in block)
             raise RegionError(
                 f'The region "{region.name}" was learned on {name or "another text encoder"} '
-                f"({described(wanted, name)}), but this conditioning has {described(widths)}. "
+                f"({described(wanted, learned, name)}), but this conditioning has {described(widths, layers)}. "
                 "Use a region that was trained with this model's text encoder."
             )
 

@@ -139,7 +139,7 @@ def test_a_missing_layer_or_block_is_an_error_that_names_both_sides():
     region = region_for(entry, -1e9)
     fewer = [entry[0], {LLAMA: entry[1][LLAMA][:, :2]}]
     for other in ([entry[0], {}], fewer, [entry[0], {LLAMA: entry[1][LLAMA][..., :4]}]):
-        with pytest.raises(RegionError, match=r"conditioning_llama3__layer2 8.*but this conditioning has cross_attn 6"):
+        with pytest.raises(RegionError, match=r"conditioning_llama3 3 x 8.*but this conditioning has cross_attn 6"):
             apply_to_conditioning([other], region)
 
 
@@ -148,8 +148,9 @@ def test_families_are_named_in_the_message():
     region = replace(region_for(sdxl, -1e9), metadata={"name": "r", "encoder": {"name": "SDXLClipModel"}})
     with pytest.raises(RegionError, match=r"SDXLClipModel \(.*as SDXL has\).*pooled_output 768, as .*Flux.* has\."):
         apply_to_conditioning([flux], region)
-    assert described({CROSS_ATTENTION: 5}) == "cross_attn 5"
-    assert described({}) == "no text"
+    assert described({CROSS_ATTENTION: 5}, {}) == "cross_attn 5"
+    assert described({}, {}) == "no text"
+    assert described({CROSS_ATTENTION: 5, f"{LLAMA}__layer1": 8}, {LLAMA: 2}) == f"cross_attn 5, {LLAMA} 2 x 8"
 
 
 def test_a_model_that_reads_the_words_itself_is_refused():
