@@ -199,7 +199,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_train_balance(args: argparse.Namespace) -> None:
-    """Learn the groups of an attribute on the embedded demo model from a file of rows, such as demo/gender.txt."""
+    """Learn the groups of an attribute from a file of rows, such as demo/gender.txt."""
     from .attributes import AttributeTrainer, load_attribute
 
     out, pairs = _region_file(args.out), load_attribute(args.pairs)
@@ -237,6 +237,13 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same seed gives the same region")
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--diffusers", metavar="PATH",
+                        help="folder of a Stable Diffusion 1.x, SDXL, SD3 or Flux pipeline (default: the demo model)")
+    parser.add_argument("--size", type=int, default=0,
+                        help="with --diffusers: pixels to learn at, wide and high (default: the model's, 512 at most)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="safe-region", description="Keep text-to-image generation inside a learned safe region."
@@ -260,15 +267,13 @@ def build_parser() -> argparse.ArgumentParser:
                        help="prompts to encode at most (default: 7000): fewer take less time, and the gate errs more")
     train.add_argument("--concept", help="what the region is about, in a few words")
     train.add_argument("--existing", help="a region to go on from")
-    train.add_argument("--diffusers", metavar="PATH",
-                       help="folder of a Stable Diffusion 1.x, SDXL, SD3 or Flux pipeline (default: the demo model)")
-    train.add_argument("--size", type=int, default=0,
-                       help="with --diffusers: pixels to learn at, wide and high (default: the model's, 512 at most)")
+    _add_model(train)
     train.add_argument("--dry-run", action="store_true", help="say what it would take, and train nothing")
     _add_recipe(train)
     balance = add("train-balance", run_train_balance)
     balance.add_argument("--pairs", required=True, help="a .txt file: open prompt => group: prompt => group: prompt")
     balance.add_argument("--out", required=True, help="the region file to write")
+    _add_model(balance)
     balance.add_argument("--preset", choices=("region", "instant", "paper"), default="region",
                          help="which recipe (default: region)")  # fmt: skip
     balance.add_argument("--steps", type=int, help="training steps for each group through the diffusion model")
