@@ -101,6 +101,9 @@ _differentiable_rotations()
 @contextmanager
 def unharmed(module: nn.Module) -> Iterator[None]:
     """Keep copies of what the backward pass needs: ComfyUI's networks write into tensors that others still need."""
+    if not torch.is_grad_enabled():
+        yield
+        return
     every = (*module.parameters(), *module.buffers())
     weights = {tensor.untyped_storage().data_ptr() for tensor in every if _is_plain(tensor)}
 
@@ -304,11 +307,10 @@ class ComfyBackbone:
         thrifty = learning and self._must_save(len(entries))
         network = self.model.model.diffusion_model
         saving = checkpointed(network) if thrifty else nullcontext()
-        unharming = unharmed(network) if learning else nullcontext()
         most = len(entries) if learning else max(int(self._room() / self._activations(1)), 1)
-        factor = (CHECKPOINTED if thrifty else ALL_ACTIVATIONS) if learning else 1
+        factor = self._factor(len(entries)) if learning else 1
         with torch.inference_mode(False), self._prepared(x[:most], entries, factor) as (inner, options), \
-                differentiable(inner), saving, unharming:  # fmt: skip
+                differentiable(inner), saving, unharmed(network):  # fmt: skip
             device = self.model.load_device
             x, sigma = _ordinary(x).to(device), _ordinary(sigma).to(device, torch.float32)
             encoded = [self._encoded(inner, entry, x[i : i + 1]) for i, entry in enumerate(entries)]
@@ -375,13 +377,17 @@ class ComfyBackbone:
     def _must_save(self, count: int) -> bool:
         return ALL_ACTIVATIONS * self._activations(count) > self._room()
 
+    def _factor(self, count: int) -> int:
+        """How much more memory than without gradients so many predictions take."""
+        return CHECKPOINTED if self._must_save(count) else ALL_ACTIVATIONS
+
     def fits(self, count: int) -> int:
         if not self._must_save(count):
             return count
         return max(min(count, int(self._room() / (CHECKPOINTED * self._activations(1)))), 1)
 
     def step_bytes(self, count: int) -> int:
-        return int((CHECKPOINTED if self._must_save(count) else ALL_ACTIVATIONS) * self._activations(count))
+        return int(self._factor(count) * self._activations(count))
 
     # --- pictures ---
 

@@ -140,8 +140,8 @@ def background_region(backbone: DemoBackbone, file: Path) -> Region:
             opened = form.replace("NAMES", names)
             rows.append(" => ".join([opened, *(f"{name}: {opened} {said}" for name, said in grounds.items())]))
         others = "|".join(world.background_phrase(name)[0] for name in world.BACKGROUNDS)
-        keep = f"keep: {{a judge|a doctor|a cook|a cat|a tree|a car}} {{{others}}}"
-        pairs = parse_attribute("\n".join(["attribute: background", *rows, keep, "keep: {a cat|a dog|a tree|a car}"]))
+        calm = f"keep: {{a judge|a doctor|a cook|a cat|a tree|a car}} {{{others}}}"
+        pairs = parse_attribute("\n".join(["attribute: background", *rows, calm, "keep: {a cat|a dog|a tree|a car}"]))
         return AttributeTrainer(backbone, pairs, PRESETS["region"]).run()
 
     return trained(file, train)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -129,6 +130,7 @@ def key_of(name: str) -> str:
     return name.partition("__")[0]
 
 
+@lru_cache(1024)
 def _piece(name: str) -> tuple[str, int, int]:
     """What a block's name says: kind and numbers. Raises RegionError for a name that means nothing."""
     key, _, piece = name.partition("__")
@@ -187,7 +189,8 @@ def write_blocks(tensors: Mapping[str, Tensor], blocks: Mapping[str, Tensor]) ->
     kinds: dict[str, str] = {}
     for name, value in blocks.items():
         key, (kind, first, last) = key_of(name), _piece(name)
-        if kinds.setdefault(key, kind.replace("beyond", "narrow")) != kind.replace("beyond", "narrow"):
+        way = "by kind of token" if kind in ("narrow", "beyond") else kind
+        if kinds.setdefault(key, way) != way:
             raise RegionError(f"Two regions divide {key} in different ways and cannot act together: train one anew.")
         tensor = tensors[key]
         if kind == "whole":

@@ -82,11 +82,15 @@ def text_masks(entry: Sequence[Any], names: Iterable[str] | None = None) -> dict
     return masks
 
 
-def with_blocks(entry: Sequence[Any], blocks: Mapping[str, Tensor], **options: Any) -> Entry:
+def _with_tensors(entry: Sequence[Any], tensors: Mapping[str, Tensor], **options: Any) -> Entry:
+    """A copy of the entry with other text in some of `text_tensors`."""
+    others = {key: tensor for key, tensor in tensors.items() if key != CROSS_ATTENTION}
+    return [tensors.get(CROSS_ATTENTION, entry[0]), {**entry[1], **others, **options}]
+
+
+def with_blocks(entry: Sequence[Any], blocks: Mapping[str, Tensor]) -> Entry:
     """A copy of the entry with other text in some blocks; every other option stays as it was."""
-    written = write_blocks(text_tensors(entry), blocks)
-    text = written.pop(CROSS_ATTENTION, entry[0])
-    return [text, {**entry[1], **written, **options}]
+    return _with_tensors(entry, write_blocks(text_tensors(entry), blocks))
 
 
 def check_fit(region: Region, entry: Sequence[Any]) -> None:
@@ -146,9 +150,7 @@ def steer_once(
     for tensor in written.values():
         _origins[tensor] = outcome
     changed = {name: t for name, t in (tensors | written).items() if t is not origin.tensors[name]}
-    text = changed.pop(CROSS_ATTENTION, origin.tensors.get(CROSS_ATTENTION, entry[0]))
-    acted = {ACTED: sorted(part.id for part, _, _ in applied)}
-    return [text, {**entry[1], **changed, **acted}]
+    return _with_tensors(entry, changed, **{ACTED: sorted(part.id for part, _, _ in applied)})
 
 
 def _with_range(entry: Entry, start: float, end: float) -> Entry:

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
 from ..region.balance import STATED, balance_conditioning
-from ..region.conditioning import Entry, text_blocks, text_tensors, with_blocks
+from ..region.conditioning import Entry, text_blocks, with_blocks
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region
 from . import processes, report
@@ -47,6 +47,8 @@ from .trainer import (
     encode_all,
     gated_key,
     known_tokens,
+    same_length,
+    text_bytes,
 )
 
 CONTRAST = 1.0  # see `set_apart`
@@ -293,8 +295,8 @@ class AttributeTrainer:
         with torch.inference_mode(False), torch.enable_grad():
             self._visit, self._done = visit, 0
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            one = self.backbone.encode([self.pairs.rows[0][0] if self.pairs.rows else ""])[0]
-            most = min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_tensors(one).values()))
+            one = text_bytes(self.backbone, self.pairs.rows[0][0] if self.pairs.rows else "")
+            most = min(self.recipe.prompts, STATES_BYTES // one)
             self.learn, self.held_out = build_halves(self.pairs, self.recipe.seed, most)
             self._total = self._count_steps()
             if self.recipe.preset == "paper":
@@ -341,7 +343,7 @@ class AttributeTrainer:
         )  # fmt: skip
         gated = gated_key(learn["rows"])
         blocks = blocks_of(*learn.values(), *held.values())
-        constant = known_tokens(learn["plain"], learn["rows"], list(dict.fromkeys([gated, *blocks])))
+        constant = known_tokens(learn["plain"], learn["rows"], [gated, *blocks])
         gate, stated = self._fit_gates(
             *({n: s[gated] for n, s in half.items()} for half in (learn, held)), constant.get(gated)
         )
@@ -359,8 +361,7 @@ class AttributeTrainer:
                 source = target = cut(half["plain" if group is None else "rows"], b)
                 if group is not None:
                     target = set_apart(cut(half["stated"], b).split(len(source))[:count], group, self.contrast)
-                length = min(source.shape[1], target.shape[1])
-                return token_statistics(source[:, :length], target[:, :length], mean, scale, constant.get(b))
+                return token_statistics(*same_length(source, target), mean, scale, constant.get(b))
 
             still, held_still, rank = moments(learn, None), moments(held, None), min(self.recipe.rank, len(mean))
             for i in range(count):

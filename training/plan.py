@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Generator
 
-from ..region.conditioning import text_tensors
 from .discovery import BISECTIONS, SHARE_STEPS, TRAJECTORY_BATCH
 from .hardening import EDITS
 from .hardening import PROMPTS as EDITED
 from .paper_recipe import FIRST_STEP
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .trainer import PREVIEW_EVERY, PREVIEW_PROMPTS, REPORT_STEPS, STRENGTH_PROMPTS, Trainer
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,6 @@ def _pictures(recipe: Recipe, counts: Sequence[int], steps: int) -> int:
 
 def plan(trainer: Trainer) -> Plan:
     """What `trainer.run()` will take. Encodes one prompt, trains nothing."""
-    from .trainer import PREVIEW_EVERY, PREVIEW_PROMPTS, REPORT_STEPS, STRENGTH_PROMPTS
-
     backbone, recipe, sets = trainer.backbone, trainer.recipe, trainer.sets
     drawing = backbone.can_denoise and backbone.can_decode
     previews = min(PREVIEW_PROMPTS, len(sets.held_out or sets.pairs))
@@ -76,8 +70,6 @@ def plan(trainer: Trainer) -> Plan:
     evaluations = _pictures(recipe, report, REPORT_STEPS)
     gradients = latents = 0
     encodings = 1 + (report[0] + 2 if report else 0)
-    one = backbone.encode([sets.pairs[0][0]])[0]
-    text = sum(tensor.nbytes for tensor in text_tensors(one).values())
     if recipe.preset == "paper":
         encodings += len(sets.pairs) + 2
         learning = sum(step >= FIRST_STEP * recipe.sampling_steps for step in range(recipe.sampling_steps))
@@ -99,7 +91,7 @@ def plan(trainer: Trainer) -> Plan:
             encodings += recipe.harden * EDITED * (EDITS + 6)
             evaluations += recipe.harden * _shares(EDITED)
     return Plan(
-        encodings, evaluations, gradients, kept * text,
+        encodings, evaluations, gradients, kept * trainer.prompt_bytes,
         latents * backbone.start(1, backbone.sigmas(1)[0], Generator()).nbytes if latents else 0,
         backbone.step_bytes(backbone.fits(recipe.batch_size)) if gradients else 0,
     )  # fmt: skip

@@ -70,6 +70,11 @@ def stacked(entries: Sequence[Entry]) -> dict[str, Tensor]:
     return {key: _padded(states) for key, states in found.items()}
 
 
+def text_bytes(backbone: Backbone, prompt: str) -> int:
+    """What one prompt's text states take."""
+    return sum(tensor.nbytes for tensor in text_tensors(backbone.encode([prompt])[0]).values())
+
+
 def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
     """Text states of many prompts, as `stacked` has them."""
     entries: list[Entry | None] = [None] * len(prompts)
@@ -104,7 +109,7 @@ def cut(encoded: dict[str, Tensor], block: str) -> Tensor:
 
 def known_tokens(harmless: dict[str, Tensor], others: dict[str, Tensor], blocks: Sequence[str]) -> dict[str, Tensor]:
     """The constant tokens of each block that has some."""
-    found = {block: constant_tokens(cut(harmless, block), cut(others, block)) for block in blocks}
+    found = {block: constant_tokens(cut(harmless, block), cut(others, block)) for block in dict.fromkeys(blocks)}
     return {block: tokens for block, tokens in found.items() if tokens is not None}
 
 
@@ -171,11 +176,14 @@ class Trainer:
     # --- what it will take ---
 
     @cached_property
+    def prompt_bytes(self) -> int:
+        """What the text states of one prompt take."""
+        return text_bytes(self.backbone, self.pairs.pairs[0][0] if self.pairs.pairs else "")
+
+    @cached_property
     def sets(self) -> PromptSets:
         """The prompts of the run, split and varied: no more than fit into memory."""
-        one = self.backbone.encode([self.pairs.pairs[0][0] if self.pairs.pairs else ""])[0]
-        most = min(self.recipe.prompts, STATES_BYTES // sum(tensor.nbytes for tensor in text_tensors(one).values()))
-        return build_sets(self.pairs, self.recipe.seed, most)
+        return build_sets(self.pairs, self.recipe.seed, min(self.recipe.prompts, STATES_BYTES // self.prompt_bytes))
 
     def prompts(self, crowds: bool = True) -> dict[str, list[str]]:
         """The prompts whose text states are kept, by what they are for; crowds come last."""
@@ -224,13 +232,13 @@ class Trainer:
         encoded = {name: self._encode(prompts) for name, prompts in self.prompts().items()}
         gated = gated_key(encoded["unsafe"])
         states = {name: found[gated] for name, found in encoded.items() if gated in found}
-        if torch.equal(*_same_length(states["unsafe"], states["safe"])):
+        if torch.equal(*same_length(states["unsafe"], states["safe"])):
             raise PairsError("This text encoder reads both sides of every pair alike: is its model loaded and whole?")
         # crowds are for the walls only
         encoded = {name: {key: tokens[: len(lists[name])] for key, tokens in found.items()}
                    for name, found in encoded.items()}  # fmt: skip
         blocks = blocks_of(*(encoded[name] for name in lists if lists[name]))
-        constant = known_tokens(encoded["harmless"], encoded["unsafe"], list(dict.fromkeys([gated, *blocks])))
+        constant = known_tokens(encoded["harmless"], encoded["unsafe"], [gated, *blocks])
         gate = self._fit_gate(states, gated, constant)
         search = self.backbone.can_denoise and not self.walls_are_fixed()
         for number in range(recipe.harden if search else 0):
@@ -294,7 +302,7 @@ class Trainer:
                 both = [states["unsafe"], states["harmless"]]
                 mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
             pairs, held_out, still, held_still = (
-                token_statistics(*_same_length(states[source], states[target]), mean, scale, constant.get(block))
+                token_statistics(*same_length(states[source], states[target]), mean, scale, constant.get(block))
                 for source, target in (("unsafe", "safe"), ("held_unsafe", "held_safe"),
                                        ("harmless", "harmless"), ("calibration", "calibration"))
             )  # fmt: skip
@@ -418,6 +426,6 @@ def _beside(first: Tensor, second: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([*first, *second], batch_first=True)
 
 
-def _same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     length = min(first.shape[1], second.shape[1])
     return first[:, :length], second[:, :length]

@@ -167,7 +167,7 @@ def test_training_on_another_model(comfy, prediction, weights):
 @pytest.mark.parametrize("weights", ["demo", "fp32", "fp8"])
 def test_keeping_fewer_activations_gives_the_same_gradients(comfy, weights):
     g, inputs = graph() if weights == "demo" else graph("flow", weights)
-    seen = g.add("TestGradients", model=inputs["model"], clip=inputs["clip"])
+    seen = g.add("TestGradients", model=inputs["model"], clip=inputs["clip"], size=64)
     outputs = comfy.run(g.prompt)
     *numbers, all_kept, few_kept = map(float, outputs[seen()[0]]["text"])
     difference, size, apart, fits, step_bytes = numbers

@@ -110,37 +110,59 @@ class TestLatent(io.ComfyNode):
         return io.NodeOutput(ui={"text": [json.dumps(found)]})
 
 
-class TestBothGradients(io.ComfyNode):
-    """A prediction's gradient for the text: how large it is, and how far from it the one that keeps few activations."""
+class TestGradients(io.ComfyNode):
+    """A prediction's gradient for the text, with all activations kept and with as few as can be; and no gradients.
+
+    Reports the largest difference, how large the gradient is, and how many bytes both ways keep for the backward pass.
+    """
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="TestBothGradients", category="testing", is_output_node=True,
+            node_id="TestGradients", category="testing", is_output_node=True,
             inputs=[io.Model.Input("model"), io.Clip.Input("clip"), io.Int.Input("size")], outputs=[],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, clip, size):
-        backbone = pack_module("backbones.comfy").ComfyBackbone(model, clip, size=size)
-        text, options = backbone.encode(["a knife on a table"])[0]
-        sigma = backbone.sigmas(4)[1].expand(1)
-        x = backbone.start(1, sigma[0], torch.Generator().manual_seed(0))
-        found = []
+        module = pack_module("backbones.comfy")
+        backbone = module.ComfyBackbone(model, clip, size=size)
+        entries = backbone.encode(["a knife on a table", "a cat"])
+        sigma = backbone.sigmas(4)[1].expand(2)
+        x = backbone.start(2, sigma[0], torch.Generator().manual_seed(0))
+        roomy = backbone._room
+        found, kept = [], []
+
+        def count(tensor):
+            kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hooks = module.saved_tensors_hooks  # only the innermost act, and those are the backbone's own
+
+        def counting(pack, unpack):
+            return hooks(lambda tensor: count(pack(tensor)), unpack)
+
         with torch.inference_mode(False), torch.enable_grad():
-            for room in (1e18, 0.0):
-                backbone._room = lambda room=room: room
-                moved = text.clone().requires_grad_(True)
-                backbone.denoise(x, sigma, [[moved, options]]).float().square().sum().backward()
-                found.append(moved.grad)
-        largest = float(found[0].abs().max())
-        apart = float((found[0] - found[1]).abs().max()) / largest
-        return io.NodeOutput(ui={"text": [json.dumps({"largest": largest, "apart": apart})]})
+            for room in (roomy, lambda: 0.0):
+                backbone._room = room
+                texts = [entry[0].clone().requires_grad_(True) for entry in entries]
+                kept.append({})
+                module.saved_tensors_hooks = counting
+                denoised = backbone.denoise(x, sigma, [[t, e[1]] for t, e in zip(texts, entries)])
+                module.saved_tensors_hooks = hooks
+                denoised.float().square().sum().backward()
+                found.append(torch.cat([text.grad.flatten() for text in texts]))
+        with torch.no_grad():
+            alone = backbone.denoise(x, sigma, entries)  # room is 0: one after the other
+        difference = float((found[0] - found[1]).abs().max() / found[0].abs().max())
+        apart = float((alone - denoised.detach()).abs().max() / alone.abs().max())
+        numbers = [difference, float(found[0].abs().max()), apart, backbone.fits(8), backbone.step_bytes(1)]
+        return io.NodeOutput(ui={"text": [*map(str, numbers), *(str(sum(k.values())) for k in kept)]})
 
 
 class FamilyExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestBothGradients]
+        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestGradients]
 
 
 async def comfy_entrypoint():

@@ -144,66 +144,9 @@ class TestChecksum(io.ComfyNode):
         return io.NodeOutput(ui={"text": [digest.hexdigest(), str(grads)]})
 
 
-def backbone_module():
-    """The pack's backbones/comfy.py, wherever ComfyUI has put the pack."""
-    import sys
-
-    return next(m for name, m in list(sys.modules.items()) if name.endswith(".backbones.comfy"))
-
-
-class TestGradients(io.ComfyNode):
-    """A prediction's gradient for the text, with all activations kept and with as few as can be; and no gradients.
-
-    Reports the largest difference, how large the gradient is, and how many bytes both ways keep for the backward pass.
-    """
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestGradients", category="testing", is_output_node=True,
-            inputs=[io.Model.Input("model"), io.Clip.Input("clip")], outputs=[],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(cls, model, clip):
-        module = backbone_module()
-        backbone = module.ComfyBackbone(model, clip, size=64)
-        entries = backbone.encode(["a knife on a table", "a cat"])
-        sigma = backbone.sigmas(4)[1].expand(2)
-        x = backbone.start(2, sigma[0], torch.Generator().manual_seed(0))
-        roomy = backbone._room
-        found, kept = [], []
-
-        def count(tensor):
-            kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        hooks = module.saved_tensors_hooks  # only the innermost act, and those are the backbone's own
-
-        def counting(pack, unpack):
-            return hooks(lambda tensor: count(pack(tensor)), unpack)
-
-        with torch.inference_mode(False), torch.enable_grad():
-            for room in (roomy, lambda: 0.0):
-                backbone._room = room
-                texts = [entry[0].clone().requires_grad_(True) for entry in entries]
-                kept.append({})
-                module.saved_tensors_hooks = counting
-                denoised = backbone.denoise(x, sigma, [[t, e[1]] for t, e in zip(texts, entries)])
-                module.saved_tensors_hooks = hooks
-                denoised.float().square().sum().backward()
-                found.append(torch.stack([text.grad for text in texts]))
-        with torch.no_grad():
-            alone = backbone.denoise(x, sigma, entries)  # room is 0: one after the other
-        difference = float((found[0] - found[1]).abs().max() / found[0].abs().max())
-        apart = float((alone - denoised.detach()).abs().max() / alone.abs().max())
-        numbers = [difference, float(found[0].abs().max()), apart, backbone.fits(8), backbone.step_bytes(1)]
-        return io.NodeOutput(ui={"text": [*map(str, numbers), *(str(sum(k.values())) for k in kept)]})
-
-
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestOtherModel, TestChecksum, TestGradients]
+        return [TestOtherModel, TestChecksum]
 
 
 async def comfy_entrypoint():
