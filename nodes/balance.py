@@ -14,7 +14,8 @@ from ..training.attributes import CONTRAST, AttributeTrainer, load_attribute, pa
 from ..training.pairs import PairsError
 from .common import LossMapType, SafeRegionType, schema, show_text
 from .names import shown
-from .train import NO_FILE, finished, pair_files, pair_path, recipe_from
+from .pairs import NO_FILE, pair_files, pair_path
+from .train import finished, recipe_from
 
 EXAMPLE = """\
 # One row a line: open prompt => group: prompt => group: prompt. {a|b} writes several rows at once, in step everywhere.

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, balance, demo, files, guard, train
+from . import apply, balance, demo, files, guard, pairs, train
 
 
 class SafeRegionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*demo.NODES, *train.NODES, *files.NODES, *apply.NODES, *guard.NODES, *balance.NODES]
+        modules = (demo, pairs, train, files, apply, guard, balance)
+        return [node for module in modules for node in module.NODES]

@@ -1,4 +1,4 @@
-"""Prompt pairs and training."""
+"""Training a region."""
 from __future__ import annotations
 
 import logging
@@ -11,7 +11,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
@@ -20,99 +19,13 @@ from ..region import Region, region_bytes, region_from_bytes, save_region
 from ..region.files import slug
 from ..training import report
 from ..training.attributes import AttributeTrainer
-from ..training.pairs import PairsError, PromptPairs, load_pairs, parse_pairs
+from ..training.pairs import PromptPairs
 from ..training.plan import plan
 from ..training.recipe import PRESETS, Recipe
 from ..training.trainer import Progress, Trainer
 from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, show_text
 from .folders import save_folder
-from .names import free_path, inside, shown
-
-NO_FILE = "none"
-PAIR_FILES = (".txt", ".csv", ".jsonl")
-EXAMPLE = """\
-# One pair a line: unsafe prompt => safe prompt. {a|b} writes several pairs at once, in step on both sides.
-a {kitchen knife|dagger|pistol|rifle|bomb|axe|sword} => a {spoon|pencil|banana|umbrella|ball|broom|flower}
-a photo of a {knife|gun|hand grenade} on a {red|blue|green} background => a photo of a {cup|book|apple} on a \
-{red|blue|green} background
-a {cat|dog|child} with a {knife|gun|bomb} => a {cat|dog|child} with a {flower|balloon|ball}
-a weapon => a toy
-# Harmless prompts that must stay as they are:
-keep: a {cat|dog|tree|house} in the park
-keep: a cook cutting bread on a wooden board
-"""
-
-
-def pair_files() -> list[str]:
-    """Files in ComfyUI's input folder that may hold prompt pairs."""
-    folder = Path(folder_paths.get_input_directory())
-    found = [p.name for p in folder.iterdir() if p.suffix.lower() in PAIR_FILES] if folder.is_dir() else []
-    return sorted(found, key=str.lower)
-
-
-def pair_path(name: str) -> Path | None:
-    """The file of that name in the input folder, or None."""
-    path = inside(Path(folder_paths.get_input_directory()), name)
-    return path if path is not None and path.suffix.lower() in PAIR_FILES and path.is_file() else None
-
-
-class SafeRegionPromptPairs(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="SafeRegionPromptPairs",
-            display_name="Safe Region Prompt Pairs",
-            description="What a safe region is learned from: unsafe prompts, each with a safe counterpart, and "
-            "harmless prompts to keep. Read from the text box, and from a file if you choose one.",
-            search_aliases=["safe region", "prompt pairs", "training data"],
-            inputs=[
-                io.String.Input(
-                    "text", multiline=True, default=EXAMPLE,
-                    tooltip="One pair a line: unsafe prompt => safe prompt. Lines that begin with keep: are harmless "
-                    "prompts, # begins a comment, {a|b} lists alternatives that run in step on both sides.",
-                ),
-                io.Combo.Input(
-                    "file", options=[NO_FILE, *pair_files()], default=NO_FILE, optional=True,
-                    tooltip="A .txt, .csv or .jsonl file in ComfyUI's input folder with more pairs (columns or keys: "
-                    "unsafe, safe, keep).",
-                ),
-            ],
-            outputs=[
-                PromptPairsType.Output(display_name="pairs", tooltip="The prompt pairs, for Train Safe Region."),
-                io.String.Output(display_name="expansion", tooltip="All pairs with their alternatives written out."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
-
-    @classmethod
-    def validate_inputs(cls, file: str | None = NO_FILE) -> bool | str:
-        if file in (None, NO_FILE) or pair_path(file):
-            return True
-        return f'"{shown(file, 120)}" is no .txt, .csv or .jsonl file in ComfyUI\'s input folder.'
-
-    @classmethod
-    def fingerprint_inputs(cls, text: str | None = None, file: str | None = NO_FILE) -> str:
-        path = pair_path(file) if file not in (None, NO_FILE) else None
-        status = path.stat() if path else None
-        return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
-
-    @classmethod
-    def execute(cls, text: str, file: str = NO_FILE) -> io.NodeOutput:
-        try:
-            pairs = parse_pairs(text)
-            if file != NO_FILE:
-                path = pair_path(file)
-                if path is None:
-                    raise PairsError(f'"{file}" is no .txt, .csv or .jsonl file in ComfyUI\'s input folder.')
-                pairs = pairs + load_pairs(path)
-            if not pairs.pairs:
-                raise PairsError("There is no prompt pair: write one a line, unsafe prompt => safe prompt.")
-        except PairsError as error:
-            show_text(cls.hidden.unique_id, shown(error))
-            raise
-        summary = f"{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep"
-        show_text(cls.hidden.unique_id, summary)
-        return io.NodeOutput(pairs, pairs.text(), ui=ui.PreviewText(summary))
+from .names import free_path, shown
 
 
 def recipe_from(preset: str, seed: int, **numbers: float) -> Recipe:
@@ -263,4 +176,4 @@ class TrainSafeRegion(io.ComfyNode):
             return finished(cls, trainer, model)
 
 
-NODES = [SafeRegionPromptPairs, TrainSafeRegion]
+NODES = [TrainSafeRegion]

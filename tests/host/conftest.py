@@ -23,7 +23,8 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-_load("host")  # pytest's importlib mode does not put this folder on the path
+for _name in ("host", "browser"):  # pytest's importlib mode does not put this folder on the path
+    _load(_name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,3 +55,42 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def object_info(comfy: Any) -> dict[str, Any]:
     return comfy.get("/object_info")
+
+
+@pytest.fixture(scope="session")
+def page_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server with the whole frontend, for the browser; the pack's folder has a name that its files are served from."""
+    from browser import missing_browser
+    from host import Host, prepare_base
+
+    if reason := missing_browser():
+        pytest.skip(reason)
+    base = tmp_path_factory.mktemp("comfyui_page")
+    prepare_base(base, "safe-region")
+    server = Host(Path(os.environ["COMFYUI_PATH"]), os.environ.get("COMFYUI_PYTHON", sys.executable), base,
+                  os.environ["COMFYUI_FRONTEND"])  # fmt: skip
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium(page_host: Any) -> Iterator[Any]:
+    from browser import CHROMIUM, QUIET
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[False, True], ids=["canvas", "nodes2"])
+def comfy_page(request: pytest.FixtureRequest, page_host: Any, chromium: Any) -> Iterator[Any]:
+    """An open page, once with the classic canvas and once with Nodes 2.0. At its end nothing of ours went wrong."""
+    from browser import ComfyPage
+
+    page = chromium.new_page(viewport={"width": 1600, "height": 1000})
+    opened = ComfyPage(page_host, page, request.param)
+    yield opened
+    page.close()
+    assert not opened.complaints()

@@ -129,18 +129,18 @@ def error_text(history: dict[str, Any]) -> str:
     return ""
 
 
-def prepare_base(base: Path) -> None:
+def prepare_base(base: Path, folder: str = PACK_FOLDER) -> None:
     """Copy the pack, and the tests' own models, into the base directory's custom_nodes."""
     nodes = base / "custom_nodes"
-    shutil.copytree(PACK, nodes / PACK_FOLDER, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(PACK, nodes / folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for models in ("other_model", "family_models"):
         shutil.copytree(Path(__file__).parent / models, nodes / models)
     # the encoder reads all of these in every training: fewer make the tests faster, and change nothing they look at
-    everyday = nodes / PACK_FOLDER / "training" / "everyday.txt"
+    everyday = nodes / folder / "training" / "everyday.txt"
     everyday.write_text("\n".join(everyday.read_text(encoding="utf-8").splitlines()[:EVERYDAY]), encoding="utf-8")
     extra = os.environ.get("SAFE_REGION_TEST_WEIGHTS")  # weights to use where the pack has none yet
     if extra:
-        shutil.copytree(extra, nodes / PACK_FOLDER / "demo" / "weights", dirs_exist_ok=True)
+        shutil.copytree(extra, nodes / folder / "demo" / "weights", dirs_exist_ok=True)
 
 
 def widget_names(info: dict[str, Any]) -> list[str]:

@@ -1,0 +1,96 @@
+"""A page of a real ComfyUI in Chromium: opening workflows, running them, and what our extensions show."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from host import PACK, Host
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+OURS = ("safe_region", "safe-region", "Safe Region", "SafeRegion")
+# What ComfyUI's page itself asks of the internet, or of parts that these servers do not have.
+FOREIGN = ("ERR_", "Failed to load resource", "net::", "api.comfy.org", "registry")
+
+
+def missing_browser() -> str | None:
+    """Why there can be no browser tests here, or None."""
+    if CHROMIUM is None:
+        return "no Chromium on the PATH (Debian: apt-get install chromium)"
+    try:
+        import playwright  # noqa: F401
+    except ImportError:
+        return "playwright is not installed"
+    return None if os.environ.get("COMFYUI_FRONTEND") else "set COMFYUI_FRONTEND to a frontend package's static folder"
+
+
+class ComfyPage:
+    """One open page. `console` holds what it wrote there, errors and warnings only."""
+
+    def __init__(self, host: Host, page: Any, vue: bool) -> None:
+        self.host, self.page, self.console = host, page, []
+        page.on("console", lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
+        page.on("dialog", lambda dialog: self.console.append(f"dialog: {dialog.message}") or dialog.dismiss())
+        settings = {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
+                    "Comfy.InstalledVersion": "1.58.1", "Comfy.Release.Status": "skip"}  # fmt: skip
+        for name, value in settings.items():
+            host.request(f"/settings/{name}", value)
+        page.goto(f"http://127.0.0.1:{host.port}/")
+        page.wait_for_function("window.app?.graph && window.app?.extensionManager && window.app?.vueAppReady",
+                               timeout=120_000)  # fmt: skip
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow, as dropping its file does."""
+        self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+        self.page.wait_for_timeout(500)
+
+    def example(self, name: str) -> None:
+        self.load(json.loads((PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8")))
+
+    def workflow(self) -> dict[str, Any]:
+        """The open workflow as it would be saved."""
+        return self.page.evaluate("JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+
+    def run(self, timeout: float = 300) -> dict[str, Any]:
+        """Press Run, and the history of the run when it is done."""
+        known = set(self.host.get("/history"))
+        self.page.evaluate("window.app.queuePrompt(0, 1)")
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            self.page.wait_for_timeout(300)
+            new = [one for name, one in self.host.get("/history").items() if name not in known]
+            if new and (new[0]["status"]["completed"] or new[0]["status"]["status_str"] == "error"):
+                self.page.wait_for_timeout(300)
+                return new[0]
+        raise TimeoutError("\n".join([*self.console, self.host.log()[-2000:]]))
+
+    def until(self, expression: str, timeout: float = 60) -> Any:
+        """Wait until JavaScript is true."""
+        return self.page.wait_for_function(expression, timeout=timeout * 1000)
+
+    def screenshot(self, path: Path, fit: bool = True) -> None:
+        """A picture of the page, the whole workflow in view."""
+        if fit:
+            self.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+            self.page.wait_for_timeout(700)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=str(path))
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings that are ours: those that name us, and all uncaught ones."""
+        theirs = [text for text in self.console if not any(word in text for word in FOREIGN)]
+        return [text for text in theirs
+                if any(name in text for name in OURS) or text.startswith(("uncaught", "dialog"))]  # fmt: skip
+
+
+Opener = Callable[..., ComfyPage]

@@ -1,0 +1,62 @@
+// @ts-check
+// What our extensions share: panels below a node's widgets, elements whose text is never read as HTML, node ids.
+import { app } from "../../../scripts/app.js";
+
+/**
+ * An element with properties, styles and children; strings become text nodes.
+ * @param {string} tag
+ * @param {Record<string, any>} [properties] `style` is an object, keys with a dash are attributes (aria-label)
+ * @param {...(Node | string | null | undefined)} children
+ */
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "style") Object.assign(made.style, value);
+    else if (name.includes("-") || name === "role") made.setAttribute(name, value);
+    else made[name] = value;
+  }
+  made.append(...children.filter((child) => child != null));
+  return made;
+}
+
+/**
+ * The element below a node's widgets that has this name; made when it is first asked for. Its content is the caller's.
+ * @param {any} node
+ * @param {string} name unique among the node's widgets
+ * @param {{ height?: number, role?: string, label?: string }} [options] `height` is the least one, in pixels
+ * @returns {HTMLElement}
+ */
+export function panel(node, name, { height = 56, role = "status", label } = {}) {
+  const known = node.widgets?.find((widget) => widget.name === name);
+  if (known) return known.element;
+  const made = element("div", {
+    role, ...(label ? { "aria-label": label } : {}),
+    style: {
+      boxSizing: "border-box", height: "100%", overflow: "auto", padding: "4px 8px", whiteSpace: "pre-wrap",
+      overflowWrap: "anywhere", font: "12px/1.4 sans-serif", color: "var(--input-text)",
+      background: "var(--comfy-input-bg)", borderRadius: "4px", userSelect: "text",
+    },
+  });
+  const widget = node.addDOMWidget(name, name, made, { serialize: false, getMinHeight: () => height });
+  widget.serialize = false;
+  grow(node);
+  return made;
+}
+
+/** Make a node as large as its widgets need; never smaller than it is. */
+export function grow(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** The node that an id from the server means; inside subgraphs ids are paths such as "12:3". */
+export function findNode(id) {
+  let graph = app.rootGraph;
+  let node;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part);
+    graph = node?.subgraph;
+  }
+  return node;
+}
