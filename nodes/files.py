@@ -7,36 +7,14 @@ from datetime import date
 import torch
 from comfy_api.latest import io, ui
 
-from ..region import Region, RegionError, load_region, save_region
+from ..region import Region, RegionError, region_from_bytes, save_region
+from .cards import card_text, chosen_content, region_card, verdict
 from .common import SafeRegionType, schema, show_text
 from .folders import region_names, region_path, save_folder
 from .names import free_path, safe_name, shown
 
-
-def missing(name: str | None) -> str:
-    """One sentence for a region that is not there."""
-    which = f'There is no region "{shown(name, 120)}"' if name else "No region is chosen"
-    return (
-        f"{which}: train one with Train Safe Region and Save Safe Region, or put its .safetensors file into "
-        f"{save_folder()} and press R."
-    )
-
-
-def card(region: Region) -> str:
-    """What a region says about itself, in a few short lines."""
-    data = region.metadata
-    lines = [shown(region.name, 80)]
-    if data.get("description"):
-        lines.append(shown(data["description"], 160))
-    encoder = data.get("encoder")
-    if isinstance(encoder, dict) and encoder.get("name"):
-        lines.append(f"learned on {shown(encoder['name'], 80)}")
-    calibration = data.get("calibration")
-    if isinstance(calibration, dict) and isinstance(calibration.get("bound"), float):
-        lines.append(f"touches at most {calibration['bound']:.1%} of harmless prompts like those it was calibrated on")
-    elif not all(part.gates for part in region.parts):
-        lines.append("acts on every prompt")
-    return "\n".join(lines)
+# Text for the server and for tools that read workflows; in the page the card's own widget, without a socket.
+CarriedType = io.Custom("STRING")
 
 
 class SafeRegionLoader(io.ComfyNode):
@@ -53,30 +31,38 @@ class SafeRegionLoader(io.ComfyNode):
                     "region_name", options=region_names(),
                     tooltip="A .safetensors file in models/safe_regions, or an example that comes with the pack.",
                 ),
+                CarriedType.Input(
+                    "carried", optional=True,
+                    tooltip="What this workflow knows about its region: the hash and source of the file, and with "
+                    "Embed in workflow the file itself. The card on the node fills it in.",
+                    extra_dict={"default": "", "widgetType": "SAFE_REGION_CARRIED", "socketless": True, "hidden": True},
+                ),
             ],
             outputs=[SafeRegionType.Output(display_name="region", tooltip="The safe region, for Apply Safe Region.")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, region_name: str | None = None) -> bool | str:
-        return True if region_path(region_name or "") else missing(region_name)
+    def validate_inputs(cls, region_name: str | None = None, carried: str | None = "") -> bool | str:
+        if region_name is None or carried is None:  # one is linked: looked at when it runs
+            return True
+        found = verdict(region_name, carried, region_path, save_folder())
+        return found.runs or found.message
 
     @classmethod
-    def fingerprint_inputs(cls, region_name: str | None = None) -> str:
+    def fingerprint_inputs(cls, region_name: str | None = None, carried: str = "") -> str:
         path = region_path(region_name or "")
         status = path.stat() if path else None
         return f"{status.st_mtime_ns} {status.st_size}" if status else "missing"
 
     @classmethod
-    def execute(cls, region_name: str) -> io.NodeOutput:
-        path = region_path(region_name)
-        if path is None:
-            raise RegionError(missing(region_name))
+    def execute(cls, region_name: str, carried: str = "") -> io.NodeOutput:
+        content = chosen_content(region_name, carried, region_path, save_folder())
         with torch.inference_mode(False):  # training may go on from it later
-            region = load_region(path)
-        show_text(cls.hidden.unique_id, card(region))
-        return io.NodeOutput(region, ui=ui.PreviewText(card(region)))
+            region = region_from_bytes(content, shown(region_name, 80))
+        text = card_text(region_card(region, content, region_name))
+        show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(region, ui=ui.PreviewText(text))
 
 
 def described(region: Region, name: str, texts: dict[str, str]) -> Region:
@@ -113,6 +99,10 @@ class SaveSafeRegion(io.ComfyNode):
                 io.Boolean.Input(
                     "overwrite", default=False, optional=True, tooltip="Replace a file of the same name."
                 ),
+                io.String.Input(
+                    "source", default="", optional=True,
+                    tooltip="Where others find this file: a page or an address. Shown as text to whoever lacks it.",
+                ),
             ],
             outputs=[
                 SafeRegionType.Output(display_name="region", tooltip="The same region, with its new name and texts."),
@@ -124,12 +114,12 @@ class SaveSafeRegion(io.ComfyNode):
     @classmethod
     def execute(
         cls, region: Region, name: str = "my-region", author: str = "", license: str = "", description: str = "",
-        overwrite: bool = False,
+        overwrite: bool = False, source: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         clean = safe_name(name) or safe_name(region.name)
         if not clean:
             raise RegionError(f'"{name}" leaves no usable file name: use letters and digits.')
-        texts = {"author": author, "licence": license, "description": description}
+        texts = {"author": author, "licence": license, "description": description, "source": source}
         region = described(region, clean.rsplit("/", 1)[-1], texts)
         path = free_path(save_folder(), clean, overwrite)
         try:

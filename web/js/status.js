@@ -5,8 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { findNode, panel } from "./panel.js";
 
 const NODES = new Set([
-  "SafeRegionBalance", "SafeRegionLoader", "SafeRegionPromptPairs", "SaveSafeRegion", "TrainBalanceRegion",
-  "TrainSafeRegion",
+  "SafeRegionBalance", "SafeRegionPromptPairs", "SaveSafeRegion", "TrainBalanceRegion", "TrainSafeRegion",
 ]);
 
 app.registerExtension({

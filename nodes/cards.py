@@ -1,0 +1,333 @@
+"""A region's card, and what a workflow carries of its region: hash, source, and the file itself when it is embedded.
+
+Without ComfyUI. Files and workflows come from strangers: everything here is cut to length and is plain text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..region import Region, RegionError
+from ..region.files import read_limited, region_from_bytes
+from .names import shown
+
+EMBED_BYTES = 256 * 1024
+PREVIEW_BYTES, PREVIEW_SIDE, PREVIEW_SHOWN = 256 * 1024, 2048, 512
+_HASH = re.compile(r"[0-9a-f]{64}")
+_EMBED_TEXT = EMBED_BYTES * 4 // 3 + 8  # the same in base64
+_MEND = 'or click "Use the file as it is now" on the node'
+
+Find = Callable[[str], Path | None]
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def plain(value: object, limit: int = 200) -> str:
+    """A text or number from a file as one line without control characters; anything else is empty."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return ""
+    line = "".join(c if c.isprintable() else " " for c in str(value)[: limit * 4])
+    line = " ".join(line.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+# --- the card ---
+
+
+def _share(value: object) -> float | None:
+    """A share from a file, 0 to 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 1 else None
+
+
+def _inner(data: dict[str, Any], key: str) -> dict[str, Any]:
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _effect(data: dict[str, Any]) -> str:
+    """What was measured, in words."""
+    found = []
+    for name, row in list(_inner(data, "measured").items())[:8]:
+        before, after = (_share(row.get(f"unsafe_{when}")) if isinstance(row, dict) else None
+                         for when in ("before", "after"))  # fmt: skip
+        if before is not None and after is not None and before > 0.1:  # the others are harmless prompts
+            found.append(f"{plain(name, 40)} {before:.0%} → {after:.0%}")
+    if found:
+        return f"unsafe pictures: {', '.join(found)}"
+    shares = [f"{plain(name, 40)} {_share(share):.0%}" for name, share in list(_inner(data, "shares").items())[:8]
+              if _share(share) is not None]  # fmt: skip
+    if shares:
+        return f"draws {', '.join(shares)}"
+    opened = _share(_inner(data, "calibration").get("held_out_unsafe_touched"))
+    return "" if opened is None else f"acts on {opened:.0%} of unsafe prompts it had not seen"
+
+
+def _harmless(region: Region) -> str:
+    """How many harmless prompts it touches, in words."""
+    if not all(part.gates for part in region.parts):
+        return "acts on every prompt"
+    calibration = _inner(region.metadata, "calibration")
+    bound, count = _share(calibration.get("bound")), calibration.get("harmless_prompts")
+    if bound is None:
+        return ""
+    tried = f" ({plain(count, 12)} tried)" if isinstance(count, int) else ""
+    return f"touches at most {bound:.1%} of harmless prompts like those it was calibrated on{tried}"
+
+
+def preview(encoded: object) -> str:
+    """A picture from a file as a data URL of a JPEG that we encode; empty when there is none, or anything is odd."""
+    if not isinstance(encoded, str) or len(encoded) > PREVIEW_BYTES * 4 // 3 + 8:
+        return ""
+    try:
+        with Image.open(BytesIO(base64.b64decode(encoded, validate=True)), formats=("JPEG", "PNG")) as picture:
+            if max(picture.size) > PREVIEW_SIDE:
+                return ""
+            small = picture.convert("RGB")
+        small.thumbnail((PREVIEW_SHOWN, PREVIEW_SHOWN))
+        written = BytesIO()
+        small.save(written, "JPEG", quality=85)
+    except Exception:  # decoders raise whatever they like on broken pictures
+        return ""
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def card(content: bytes, name: str) -> dict[str, Any]:
+    """`region_card` of a file that nobody has read yet. RegionError when it is no sound region."""
+    return region_card(region_from_bytes(content, shown(name, 80)), content, name)
+
+
+def region_card(region: Region, content: bytes, name: str) -> dict[str, Any]:
+    """What a region says about itself, in strings and numbers only; `content` is its file."""
+    data = region.metadata
+    encoder, recipe = _inner(data, "encoder"), _inner(data, "recipe")
+    return {
+        "name": plain(name), "sha256": sha256(content), "bytes": len(content),
+        "title": plain(data.get("name"), 80) or plain(region.name, 80),
+        "concept": plain(data.get("concept"), 80),
+        "description": plain(data.get("description"), 1000),
+        "encoder": plain(encoder.get("name"), 80),
+        "base_model": plain(data.get("base_model"), 80),
+        "recipe": ", ".join(f"{plain(recipe[key], 40)}{unit}" for key, unit in (
+            ("preset", ""), ("pairs", " prompt pairs"), ("steps", " steps")) if plain(recipe.get(key))),
+        "effect": _effect(data),
+        "harmless_touched": _harmless(region),
+        "gate": all(part.gates for part in region.parts),
+        "parts": [part.label for part in region.parts],
+        "licence": plain(data.get("licence"), 80),
+        "author": plain(data.get("author"), 80),
+        "created": plain(data.get("created"), 40),
+        "source": plain(data.get("source"), 300),
+        "preview": preview(data.get("preview")),
+    }  # fmt: skip
+
+
+def card_text(found: dict[str, Any]) -> str:
+    """The card in a few short lines."""
+    learned = found["encoder"] and f"learned on {found['encoder']}"
+    lines = [found["title"], found["description"][:160], learned, found["effect"], found["harmless_touched"]]
+    return "\n".join(shown(line, 160) for line in lines if line)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A region file: its hash and size, and its card or what is wrong with it."""
+
+    sha256: str
+    bytes: int
+    card: dict[str, Any] | None = None
+    error: str = ""
+
+
+@lru_cache(maxsize=64)
+def _found(path: Path, modified: int, size: int) -> Found:
+    content = read_limited(path)
+    try:
+        return Found(sha256(content), size, card(content, path.name))
+    except RegionError as error:
+        return Found(sha256(content), size, error=str(error))
+
+
+def look(path: Path) -> Found:
+    """Read and check a file; remembered until it changes."""
+    try:
+        status = path.stat()
+        return _found(path, status.st_mtime_ns, status.st_size)
+    except (OSError, RegionError) as error:
+        return Found("", 0, error=f"{shown(path.name, 80)}: {error}.")
+
+
+# --- what a workflow carries ---
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a workflow knows about the region of this name: hash and source of its file, or the file itself."""
+
+    name: str = ""
+    sha256: str = ""
+    source: str = ""
+    content: bytes | None = None
+
+
+def pack(carried: Carried) -> str:
+    """As text for the workflow. RegionError when the file is too large to be embedded."""
+    data: dict[str, str] = {"name": carried.name, "sha256": carried.sha256, "source": carried.source}
+    if carried.content is not None:
+        if refusal := embed_refusal(len(carried.content)):
+            raise RegionError(refusal)
+        data["data"] = base64.b64encode(carried.content).decode()
+    return json.dumps({key: value for key, value in data.items() if value})
+
+
+def embed_refusal(size: int) -> str:
+    """Why a file of this size cannot be embedded, or nothing."""
+    if size <= EMBED_BYTES:
+        return ""
+    return (f"This region has {-(-size // 1024)} kB, and at most {EMBED_BYTES // 1024} kB fit into a workflow: "
+            "share the file beside it.")  # fmt: skip
+
+
+def unpack(text: str) -> Carried:
+    """What the workflow's text says; nothing for an empty one. RegionError when it is damaged or contradicts itself."""
+    if not text.strip():
+        return Carried()
+    damaged = f"What this workflow carries about its region is damaged: get the workflow anew, {_MEND}."
+    if len(text) > _EMBED_TEXT + 8192:
+        raise RegionError(
+            f"What this workflow carries about its region is larger than {EMBED_BYTES // 1024} kB: ask for the file of "
+            f"the region instead, {_MEND}."
+        )
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise RegionError(damaged) from None
+    keys = ("name", "sha256", "source", "data")
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, ""), str) for key in keys):
+        raise RegionError(damaged)
+    name, stated, source, data = (found.get(key, "") for key in keys)
+    if stated and not _HASH.fullmatch(stated):
+        raise RegionError(damaged)
+    known = Carried(name, stated, plain(source, 300))
+    if not data:
+        return known
+    try:
+        content = base64.b64decode(data, validate=True)
+    except ValueError:
+        raise RegionError(damaged) from None
+    if refusal := embed_refusal(len(content)):
+        raise RegionError(refusal)
+    if sha256(content) != stated:
+        raise RegionError(
+            f"The region embedded in this workflow has the hash {sha256(content)[:12]}, but the workflow says "
+            f"{shown(stated[:12]) or 'nothing'}: get the workflow anew, {_MEND}."
+        )
+    return replace(known, content=content)
+
+
+def about(name: str, text: str) -> Carried:
+    """What the workflow carries about the region of this name; what it says of another one does not count."""
+    known = unpack(text)
+    return known if known.name == name else Carried(name)
+
+
+# --- which file it is ---
+
+
+def missing(known: Carried, folder: Path | str) -> str:
+    """One sentence for a region that is not there."""
+    which = f'There is no region "{shown(known.name, 120)}"' if known.name else "No region is chosen"
+    facts = [f"hash {known.sha256[:12]}"] if known.sha256 else []
+    facts += [f"source: {shown(known.source)}"] if known.source else []
+    details = f" ({', '.join(facts)})" if facts else ""
+    return (
+        f"{which}{details}: put its .safetensors file into {folder} and press R, or "
+        "train one with Train Safe Region and Save Safe Region."
+    )
+
+
+def changed(known: Carried, now: str) -> str:
+    """One sentence for a file that is not the one the workflow was saved with."""
+    origin = f" from {shown(known.source)}" if known.source else ""
+    return (
+        f'The file of the region "{shown(known.name, 120)}" has the hash {now[:12]}, but this workflow was saved with '
+        f"{known.sha256[:12]}: get that one{origin}, {_MEND}."
+    )
+
+
+def chosen_content(name: str, text: str, find: Find, folder: Path | str) -> bytes:
+    """The file that the workflow means, embedded or from the folder. RegionError says what to do when there is none."""
+    known = about(name, text)
+    if known.content is not None:
+        return known.content
+    path = find(name)
+    if path is None:
+        raise RegionError(missing(known, folder))
+    try:
+        content = read_limited(path)
+    except RegionError as error:
+        raise RegionError(f"{shown(path.name, 80)}: {error}.") from None
+    if known.sha256 and sha256(content) != known.sha256:
+        raise RegionError(changed(known, sha256(content)))
+    return content
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`state` is ok, embedded, missing, changed or damaged; the last three have a message and cannot run.
+
+    `carried` is what the workflow is to carry from now on.
+    """
+
+    state: str
+    message: str
+    card: dict[str, Any] | None
+    carried: str
+    in_folder: bool
+
+    @property
+    def runs(self) -> bool:
+        return self.state in ("ok", "embedded")
+
+
+def verdict(name: str, text: str, find: Find, folder: Path | str) -> Verdict:
+    """What can be said about a loader before it runs."""
+    path = find(name)
+    found = look(path) if path else None
+    try:
+        known = about(name, text)
+    except RegionError as error:
+        return Verdict("damaged", str(error), None, text, path is not None)
+    if known.content is not None:
+        try:
+            return Verdict("embedded", "", card(known.content, name), text, path is not None)
+        except RegionError as error:
+            return Verdict("damaged", f"The embedded region is damaged: {error}", None, text, path is not None)
+    if found is None:
+        return Verdict("missing", missing(known, folder), None, text, False)
+    if known.sha256 and found.sha256 and found.sha256 != known.sha256:
+        return Verdict("changed", changed(known, found.sha256), found.card, text, True)
+    if found.card is None:
+        return Verdict("damaged", found.error, None, text, True)
+    remembered = text if known.sha256 else pack(Carried(name, found.sha256, found.card["source"]))
+    return Verdict("ok", "", found.card | {"name": plain(name)}, remembered, True)
+
+
+def embedded(name: str, text: str, find: Find, folder: Path | str) -> str:
+    """The text to carry with the region's file in it. RegionError when it is too large, or cannot run."""
+    content = chosen_content(name, text, find, folder)
+    return pack(Carried(name, sha256(content), card(content, name)["source"], content))
+

@@ -1,0 +1,241 @@
+// @ts-check
+// The card of a region on Load Safe Region, and what the workflow carries of the region: hash, source, or all of it.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { element, panel } from "./panel.js";
+import { confirmed, isRegionFile, tell, upload } from "./upload.js";
+
+const NODE = "SafeRegionLoader";
+const CARRIED = "carried";
+
+/**
+ * What the server says about a loader (nodes/cards.py, Verdict).
+ * @typedef {{ state: string, message: string, card: Record<string, any> | null, carried: string, in_folder: boolean,
+ *   refusal: string }} Verdict
+ */
+
+/** @type {WeakMap<any, number>} the last question about each node: an older answer is dropped */
+const asked = new WeakMap();
+
+const widget = (node, name) => node.widgets?.find((one) => one.name === name);
+const chosen = (node) => String(widget(node, "region_name")?.value ?? "");
+
+/** Every loader of the open workflow, in subgraphs too. */
+function loaders() {
+  const root = app.rootGraph ?? app.graph;
+  const graphs = [root, ...(root?.subgraphs?.values() ?? [])];
+  return graphs.flatMap((graph) => graph?.nodes ?? []).filter((node) => node.comfyClass === NODE);
+}
+
+/**
+ * Ask the server about the node's region, and show the answer.
+ * @param {any} node
+ * @param {{ carried?: string, embed?: boolean }} [changes] what the workflow is to carry instead; whether to embed
+ */
+async function refresh(node, { carried, embed = false } = {}) {
+  const memory = widget(node, CARRIED);
+  if (!memory) return;
+  const question = (asked.get(node) ?? 0) + 1;
+  asked.set(node, question);
+  const name = chosen(node);
+  let reply;
+  try {
+    const answer = await api.fetchApi("/safe_region/card", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ name, carried: String(carried ?? memory.value ?? ""), embed }),
+    });
+    reply = await answer.json();
+    if (!answer.ok) throw new Error(reply.error);
+  } catch (error) {
+    tell("error", "The region's card could not be read.", String(error?.message ?? error));
+    return;
+  }
+  if (asked.get(node) !== question || chosen(node) !== name) return;
+  if (memory.value !== reply.carried) memory.value = reply.carried;
+  show(node, reply);
+}
+
+/** Choose a file that the list may not have yet. */
+async function choose(node, { name }) {
+  await app.refreshComboInNodes();
+  const combo = widget(node, "region_name");
+  if (!combo.options.values.includes(name)) combo.options.values.push(name);
+  combo.value = name;
+  node.setDirtyCanvas?.(true, true);
+  await refresh(node, { carried: "" });
+}
+
+/** Put a file into the regions' folder and choose it. */
+async function take(node, file) {
+  const stored = await upload(file);
+  if (stored) await choose(node, stored);
+}
+
+/** Write the embedded region into a file. */
+async function save(node) {
+  const { data } = JSON.parse(widget(node, CARRIED).value);
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const stored = await upload(new File([bytes], chosen(node)));
+  if (stored) await choose(node, stored);
+}
+
+/** Carry the hash only; asks first when there is no file. */
+async function remove(node, reply) {
+  if (!reply.in_folder && !(await confirmed("Remove the region from the workflow?",
+    "It is not in your regions' folder. Save it as a file first if you want to keep it."))) return;
+  const { data, ...rest } = JSON.parse(widget(node, CARRIED).value);
+  await refresh(node, { carried: JSON.stringify(rest) });
+}
+
+/** A file chooser for region files. */
+function browse(node) {
+  const input = element("input", { type: "file", accept: ".safetensors" });
+  input.onchange = () => input.files[0] && take(node, input.files[0]);
+  input.click();
+}
+
+// --- what is seen ---
+
+const STATES = { missing: "Missing", changed: "Changed", damaged: "Damaged" };
+
+/** @param {string} label @param {() => void} act @param {string} [refusal] why it cannot be pressed */
+function button(label, act, refusal = "") {
+  return element("button", {
+    type: "button", textContent: label, title: refusal, "aria-disabled": String(Boolean(refusal)),
+    onclick: () => (refusal ? tell("warn", label, refusal) : act()),
+    style: {
+      flex: "1 1 auto", padding: "3px 8px", font: "inherit", color: "var(--input-text)", cursor: "pointer",
+      background: "var(--comfy-menu-bg)", border: "1px solid var(--border-color)", borderRadius: "4px",
+      opacity: refusal ? "0.5" : "1",
+    },
+  });
+}
+
+/** A name and a value, side by side; nothing without a value. */
+function row(name, value) {
+  if (!value) return null;
+  return element("div", { style: { display: "flex", gap: "6px" } },
+    element("span", { textContent: name, style: { flex: "0 0 76px", color: "var(--descrip-text)" } }),
+    element("span", { textContent: value, style: { flex: "1", minWidth: "0" } }));
+}
+
+function alertBox(node, reply) {
+  const accept = reply.in_folder && reply.state !== "missing"
+    && button("Use the file as it is now", () => refresh(node, { carried: "" }));
+  return element("div", {
+    role: "alert",
+    style: {
+      padding: "6px 8px", borderRadius: "4px", border: "1px solid var(--error-text)", display: "flex",
+      flexDirection: "column", gap: "6px",
+    },
+  },
+  element("span", {},
+    element("strong", { textContent: `${STATES[reply.state]}. `, style: { color: "var(--error-text)" } }), reply.message),
+  accept || null);
+}
+
+function details(card, embedded) {
+  const made = [card.author, card.created].filter(Boolean).join(", ");
+  const kilobytes = `${Math.ceil(card.bytes / 1024)} kB`;
+  return [
+    card.preview && element("img", {
+      src: card.preview, alt: `Preview of ${card.title}`, draggable: false,
+      style: { display: "block", maxWidth: "100%", maxHeight: "128px", margin: "0 auto", borderRadius: "4px" },
+    }),
+    element("div", { style: { display: "flex", gap: "6px", alignItems: "baseline" } },
+      element("strong", { textContent: card.title, style: { flex: "1", fontSize: "14px" } }),
+      element("span", {
+        textContent: embedded ? `embedded, ${kilobytes}` : kilobytes,
+        style: { color: "var(--descrip-text)", whiteSpace: "nowrap" },
+      })),
+    card.description && element("div", { textContent: card.description }),
+    row("concept", card.concept !== card.title ? card.concept : ""),
+    row("parts", card.parts.length > 1 ? card.parts.join(", ") : ""),
+    row("learned on", card.encoder),
+    row("model", card.base_model),
+    row("recipe", card.recipe),
+    row("effect", card.effect),
+    row("harmless", card.harmless_touched),
+    row("licence", card.licence),
+    row("made by", made),
+    row("source", card.source),
+    row("hash", card.sha256.slice(0, 12)),
+  ];
+}
+
+function buttons(node, reply) {
+  const { state, refusal } = reply;
+  const all = [button("Upload…", () => browse(node))];
+  if (state === "embedded") {
+    all.push(button("Save as file", () => save(node)), button("Remove from workflow", () => remove(node, reply)));
+  } else if (state === "ok") {
+    all.push(button("Embed in workflow", () => refresh(node, { embed: true }), refusal));
+  }
+  return element("div", { style: { display: "flex", flexWrap: "wrap", gap: "4px", flex: "none" } }, ...all);
+}
+
+/** @param {any} node @param {Verdict} reply */
+function show(node, reply) {
+  const card = panel(node, "safe_region_card", { height: 230, role: "group", label: "Region card" });
+  Object.assign(card.style, { display: "flex", flexDirection: "column", gap: "6px", overflow: "hidden" });
+  const facts = element("div", {
+    tabIndex: 0, role: "region", "aria-label": "About this region",
+    style: { flex: "1", minHeight: "0", overflow: "auto", display: "flex", flexDirection: "column", gap: "3px" },
+  }, STATES[reply.state] ? alertBox(node, reply) : null,
+  ...(reply.card ? details(reply.card, reply.state === "embedded").filter(Boolean) : []));
+  card.replaceChildren(facts, buttons(node, reply));
+  card.ondragover = (event) => event.preventDefault();
+  card.ondrop = (event) => drop(node, event);
+}
+
+/** A region file dropped on the node. @returns {Promise<boolean>} whether it was one */
+async function drop(node, event) {
+  const file = [...(event.dataTransfer?.files ?? [])].find(isRegionFile);
+  if (!file) return false;
+  event.preventDefault();
+  event.stopPropagation();
+  await take(node, file);
+  return true;
+}
+
+app.registerExtension({
+  name: "safe_region.region_card",
+  getCustomWidgets() {
+    return {
+      /** Text that is saved and sent, and never shown: the card is its face. */
+      SAFE_REGION_CARRIED: (node, name) => {
+        const made = node.addCustomWidget({
+          name, type: "safe_region_carried", value: "", hidden: true, y: 0,
+          options: { socketless: true, hidden: true }, computeSize: () => [0, -4], draw() {},
+        });
+        return { widget: made };
+      },
+    };
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const combo = widget(node, "region_name");
+    const changed = combo.callback;
+    combo.callback = function (...values) {
+      changed?.apply(this, values);
+      refresh(node);
+    };
+    const configured = node.onConfigure;
+    node.onConfigure = function (...values) {
+      configured?.apply(this, values);
+      refresh(node);
+    };
+    node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
+    node.onDragDrop = (event) => drop(node, event);
+    setTimeout(() => refresh(node)); // after the values of a workflow are in
+  },
+  refreshComboInNodes() {
+    loaders().forEach((node) => refresh(node));
+  },
+  setup() {
+    for (const end of ["execution_success", "execution_error"]) {
+      api.addEventListener(end, () => loaders().forEach((node) => refresh(node)));
+    }
+  },
+});
