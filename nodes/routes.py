@@ -100,7 +100,10 @@ def register_routes() -> None:
         """A form with `file`, and `overwrite=true` to replace another file of that name."""
         if not 0 < (request.content_length or 0) <= MAX_BYTES + _FORM:
             return refused(413, f"A region has at most {MAX_BYTES // 2**20} MB.")
-        form = await request.post()
+        try:
+            form = await request.post()
+        except ValueError:  # no form at all, or one that ends early
+            form = {}
         file = form.get("file")
         if not isinstance(file, web.FileField):
             return refused(400, "The form has no file.")

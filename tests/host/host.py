@@ -166,7 +166,9 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
             if node["type"] in ("Note", "MarkdownNote"):
                 continue
             raise KeyError(f"there is no node {node['type']}")
-        inputs = dict(zip(widget_names(info), node["widgets_values"], strict=True))
+        names, values = widget_names(info), node["widgets_values"]
+        assert len(values) <= len(names), node["type"]  # fewer: saved before its last inputs were added
+        inputs = dict(zip(names, values))
         inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         inputs.pop("", None)
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}

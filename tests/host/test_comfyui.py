@@ -72,6 +72,8 @@ def test_input_and_output_order_is_final(object_info):
     assert order["SafeRegionGuardModel"]["required"] == ["model", "region"]
     assert order["SafeRegionGuardModel"]["optional"] == ["strength", "mode", "start", "end"]
     assert order["SaveSafeRegion"]["required"] == ["region"]
+    assert order["SaveSafeRegion"]["optional"] == ["name", "author", "license", "description", "overwrite", "source"]
+    assert order["SafeRegionLoader"] == {"required": ["region_name"], "optional": ["carried"]}
 
 
 def test_nothing_went_wrong_while_loading(comfy):

@@ -53,15 +53,33 @@ async function refresh(node, { carried, embed = false } = {}) {
   }
   if (asked.get(node) !== question || chosen(node) !== name) return;
   if (memory.value !== reply.carried) memory.value = reply.carried;
+  list(node);
   show(node, reply);
+}
+
+/** What the workflow carries, read here; nothing when it is damaged. @returns {Record<string, any>} */
+function carriedBy(node) {
+  try {
+    return JSON.parse(widget(node, CARRIED).value) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+/** List an embedded region too, so that the page does not call its file missing. */
+function list(node) {
+  const combo = widget(node, "region_name");
+  const { name, data } = carriedBy(node);
+  const known = combo.options.values;
+  if (data && name === combo.value && Array.isArray(known) && !known.includes(name)) {
+    combo.options.values = [...known, name];
+  }
 }
 
 /** Choose a file that the list may not have yet. */
 async function choose(node, { name }) {
   await app.refreshComboInNodes();
-  const combo = widget(node, "region_name");
-  if (!combo.options.values.includes(name)) combo.options.values.push(name);
-  combo.value = name;
+  widget(node, "region_name").value = name;
   node.setDirtyCanvas?.(true, true);
   await refresh(node, { carried: "" });
 }
@@ -74,8 +92,7 @@ async function take(node, file) {
 
 /** Write the embedded region into a file. */
 async function save(node) {
-  const { data } = JSON.parse(widget(node, CARRIED).value);
-  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(carriedBy(node).data), (letter) => letter.charCodeAt(0));
   const stored = await upload(new File([bytes], chosen(node)));
   if (stored) await choose(node, stored);
 }
@@ -84,7 +101,7 @@ async function save(node) {
 async function remove(node, reply) {
   if (!reply.in_folder && !(await confirmed("Remove the region from the workflow?",
     "It is not in your regions' folder. Save it as a file first if you want to keep it."))) return;
-  const { data, ...rest } = JSON.parse(widget(node, CARRIED).value);
+  const { data, ...rest } = carriedBy(node);
   await refresh(node, { carried: JSON.stringify(rest) });
 }
 
@@ -141,7 +158,7 @@ function details(card, embedded) {
   return [
     card.preview && element("img", {
       src: card.preview, alt: `Preview of ${card.title}`, draggable: false,
-      style: { display: "block", maxWidth: "100%", maxHeight: "128px", margin: "0 auto", borderRadius: "4px" },
+      style: { display: "block", maxWidth: "100%", maxHeight: "96px", margin: "0 auto", borderRadius: "4px" },
     }),
     element("div", { style: { display: "flex", gap: "6px", alignItems: "baseline" } },
       element("strong", { textContent: card.title, style: { flex: "1", fontSize: "14px" } }),
@@ -177,11 +194,13 @@ function buttons(node, reply) {
 
 /** @param {any} node @param {Verdict} reply */
 function show(node, reply) {
-  const card = panel(node, "safe_region_card", { height: 230, role: "group", label: "Region card" });
+  const card = panel(node, "safe_region_card", { height: 250, role: "group", label: "Region card" });
   Object.assign(card.style, { display: "flex", flexDirection: "column", gap: "6px", overflow: "hidden" });
   const facts = element("div", {
     tabIndex: 0, role: "region", "aria-label": "About this region",
-    style: { flex: "1", minHeight: "0", overflow: "auto", display: "flex", flexDirection: "column", gap: "3px" },
+    style: {
+      flex: "1 1 0px", minHeight: "190px", overflow: "auto", display: "flex", flexDirection: "column", gap: "3px",
+    },
   }, STATES[reply.state] ? alertBox(node, reply) : null,
   ...(reply.card ? details(reply.card, reply.state === "embedded").filter(Boolean) : []));
   card.replaceChildren(facts, buttons(node, reply));
@@ -224,6 +243,7 @@ app.registerExtension({
     const configured = node.onConfigure;
     node.onConfigure = function (...values) {
       configured?.apply(this, values);
+      list(node);
       refresh(node);
     };
     node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
