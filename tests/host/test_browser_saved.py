@@ -6,10 +6,12 @@ tests/host/saved holds what version 0.1 saved: the workflow, and the prompt that
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 SAVED = sorted((Path(__file__).parent / "saved").glob("*.json"))
 
@@ -20,7 +22,10 @@ def test_saved_workflows_ask_for_the_same(comfy_page, path):
     comfy_page.load(saved["workflow"])
     asked = comfy_page.prompt()
     assert asked.keys() == saved["prompt"].keys()
+    ours = {name for name, info in comfy_page.host.get("/object_info").items() if "safe-region" in info["python_module"]}
     for name, node in saved["prompt"].items():
+        if node["class_type"] not in ours:  # other nodes have versions of their own
+            continue
         assert asked[name]["class_type"] == node["class_type"]
         assert asked[name]["inputs"].items() >= node["inputs"].items(), node["class_type"]
 
@@ -28,15 +33,15 @@ def test_saved_workflows_ask_for_the_same(comfy_page, path):
 def test_a_saved_workflow_draws_the_same_pictures(comfy_page):
     saved = json.loads(next(path for path in SAVED if path.stem == "apply").read_text(encoding="utf-8"))
     comfy_page.load(saved["workflow"])
-    shown = drawn(comfy_page, comfy_page.run()["outputs"])
+    seen = drawn(comfy_page, comfy_page.run()["outputs"])
     comfy_page.host.request("/free", {"free_memory": True})  # forget what was drawn
     comfy_page.page.wait_for_timeout(1500)
-    assert shown == drawn(comfy_page, comfy_page.host.run(saved["prompt"]))
+    assert seen == drawn(comfy_page, comfy_page.host.run(saved["prompt"]))
 
 
 def drawn(comfy_page: Any, outputs: dict[str, Any]) -> dict[str, list[bytes]]:
-    """The pictures of a run, by node."""
-    found = {node: [comfy_page.host.image(one) for one in output["images"]]
+    """The pixels of a run's pictures, by node."""
+    found = {node: [Image.open(BytesIO(comfy_page.host.image(one))).tobytes() for one in output["images"]]
              for node, output in outputs.items() if "images" in output}  # fmt: skip
     assert found
     return found
