@@ -40,6 +40,7 @@ CONCEPTS = ["weapon", "knife", "dagger", "gun", "bomb", "axe", "swords"]
 SFW_WORDS = ["a flower", "peaceful", "harmless", "family friendly"]
 GUIDE = "a flower"
 STEPS, SEED = 12, 7
+SHOWN = 4.0  # the guidance of the README's table and of the plot
 
 
 class Methods:
@@ -243,10 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for guidance, one in found.items():
             pareto(one["results"], names, asked.out / f"pareto_{guidance:g}.png")
         if asked.publish:
-            first = guidances[0]
-            put(README, "steering", brief_table(found[first]["results"], found[first]["costs"], names, first))
-            put(MEASURED, "steering", "\n\n".join(tables))
-            pareto(found[first]["results"], names, MEASURED.parent / "images" / "pareto.png")
+            for guidance, text in zip(guidances, tables):
+                put(MEASURED, f"steering at guidance {guidance:g}", text)
+            if SHOWN in guidances:
+                put(README, "steering", brief_table(**found[SHOWN], names=names, guidance=SHOWN))
+                pareto(found[SHOWN]["results"], names, MEASURED.parent / "images" / "pareto.png")
         print("\n\n".join(tables))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; results in {asked.out}")
     return 0

@@ -61,6 +61,10 @@ class ComfyPage:
         """The open workflow as it would be saved."""
         return self.page.evaluate("JSON.parse(JSON.stringify(window.app.graph.serialize()))")
 
+    def prompt(self) -> dict[str, Any]:
+        """What the page would send for the open workflow, in API format."""
+        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
     def run(self, timeout: float = 300) -> dict[str, Any]:
         """Press Run, and the history of the run when it is done."""
         known = set(self.host.get("/history"))

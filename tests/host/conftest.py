@@ -59,7 +59,7 @@ def object_info(comfy: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def page_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server with the whole frontend, for the browser; the pack's folder has a name that its files are served from."""
+    """A server with the whole frontend, for the browser, with the pack in a folder whose files it can ask for."""
     from browser import missing_browser
     from host import Host, prepare_base
 

@@ -1,0 +1,49 @@
+"""Translations: every language says everything that English says, as text, with the same places to fill in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LOCALES = Path(__file__).parent.parent / "locales"
+SCRIPTS = LOCALES.parent / "web" / "js"
+LANGUAGES = sorted(folder.name for folder in LOCALES.iterdir() if folder.name != "en")
+
+
+def read(language: str, name: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, (*path, key)) if isinstance(value, dict) else {(*path, key): value}
+    return found
+
+
+def test_there_are_three_languages():
+    assert len(LANGUAGES) >= 2
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_is_translated(language):
+    english, other = leaves(read("en", "nodeDefs")), leaves(read(language, "nodeDefs"))
+    assert other.keys() == english.keys()
+    long = [path for path, text in english.items() if len(text.split()) > 3]
+    assert not [path for path in long if other[path] == english[path]]
+    assert not [path for path, text in other.items() if not text.strip() or "<" in text]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_of_the_page_is_translated(language):
+    pattern = re.compile(r"""\bt\(\s*"((?:[^"\\]|\\.)+)\"""")
+    called = [pattern.findall(path.read_text(encoding="utf-8")) for path in SCRIPTS.glob("*.js")]
+    english = {json.loads(f'"{text}"') for texts in called for text in texts}
+    translated = read(language, "main")["safeRegion"]
+    assert translated.keys() == english
+    for text, other in translated.items():
+        assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", other)), text
