@@ -39,7 +39,6 @@ class SafeRegionLoader(io.ComfyNode):
                 ),
             ],
             outputs=[SafeRegionType.Output(display_name="region", tooltip="The safe region, for Apply Safe Region.")],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -60,9 +59,7 @@ class SafeRegionLoader(io.ComfyNode):
         content = chosen_content(region_name, carried, region_path, save_folder())
         with torch.inference_mode(False):  # training may go on from it later
             region = region_from_bytes(content, shown(region_name, 80))
-        text = card_text(region_card(region, content, region_name))
-        show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(region, ui=ui.PreviewText(text))
+        return io.NodeOutput(region, ui=ui.PreviewText(card_text(region_card(region, content, region_name))))
 
 
 def described(region: Region, name: str, texts: dict[str, str]) -> Region:

@@ -228,6 +228,32 @@ def test_missing_and_changed_regions_stop_the_run(card, request):
     assert "There is no region" in card.refused()
 
 
+def test_what_is_carried_is_copied_undone_and_goes_into_subgraphs(card):
+    card.open(DEMO)
+    card.shows("weapons")
+    card.press("Embed in workflow")
+    card.shows("embedded, ")
+    carried = card.values()[1]
+    card.page.evaluate(
+        """() => { app.canvas.deselectAll?.(); app.canvas.select(app.graph.getNodeById(1));
+          app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard(); }"""
+    )
+    card.comfy.until(f"document.querySelectorAll('{CARD}').length === 2")
+    copies = [node for node in card.comfy.workflow()["nodes"] if node["type"] == "SafeRegionLoader"]
+    assert [node["widgets_values"] for node in copies] == [[DEMO, carried]] * 2
+    card.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    card.press("Remove from workflow")
+    card.page.wait_for_function("!app.graph.getNodeById(1).widgets[1].value.includes('data')")
+    card.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    card.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
+    card.page.wait_for_function("app.graph.getNodeById(1)?.widgets[1].value.includes('data')")
+    card.page.evaluate("void app.canvas.graph.convertToSubgraph(new Set([app.graph.getNodeById(1)]))")
+    card.page.wait_for_timeout(500)
+    inner = [node["inputs"] for node in card.comfy.prompt().values() if node["class_type"] == "SafeRegionLoader"]
+    assert {"region_name": DEMO, "carried": carried} in inner
+    assert card.runs()
+
+
 @pytest.mark.parametrize("place", ["file", "workflow"])
 def test_a_malicious_file_and_workflow_do_nothing(card, request, place):
     """Markup, wrong types and long texts everywhere; the page stays as it is and says what is wrong."""

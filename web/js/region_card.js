@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { element, panel } from "./panel.js";
+import { t } from "./texts.js";
 import { confirmed, isRegionFile, tell, upload } from "./upload.js";
 
 const NODE = "SafeRegionLoader";
@@ -48,7 +49,7 @@ async function refresh(node, { carried, embed = false } = {}) {
     reply = await answer.json();
     if (!answer.ok) throw new Error(reply.error);
   } catch (error) {
-    tell("error", "The region's card could not be read.", String(error?.message ?? error));
+    tell("error", t("The region's card could not be read."), String(error?.message ?? error));
     return;
   }
   if (asked.get(node) !== question || chosen(node) !== name) return;
@@ -99,8 +100,8 @@ async function save(node) {
 
 /** Carry the hash only; asks first when there is no file. */
 async function remove(node, reply) {
-  if (!reply.in_folder && !(await confirmed("Remove the region from the workflow?",
-    "It is not in your regions' folder. Save it as a file first if you want to keep it."))) return;
+  if (!reply.in_folder && !(await confirmed(t("Remove the region from the workflow?"),
+    t("It is not in your regions' folder. Save it as a file first if you want to keep it.")))) return;
   const { data, ...rest } = carriedBy(node);
   await refresh(node, { carried: JSON.stringify(rest) });
 }
@@ -114,7 +115,12 @@ function browse(node) {
 
 // --- what is seen ---
 
-const STATES = { missing: "Missing", changed: "Changed", damaged: "Damaged" };
+/** What is wrong, in a word; nothing when it can run. @param {string} state */
+function trouble(state) {
+  if (state === "missing") return t("Missing");
+  if (state === "changed") return t("Changed");
+  return state === "damaged" ? t("Damaged") : "";
+}
 
 /** @param {string} label @param {() => void} act @param {string} [refusal] why it cannot be pressed */
 function button(label, act, refusal = "") {
@@ -139,7 +145,7 @@ function row(name, value) {
 
 function alertBox(node, reply) {
   const accept = reply.in_folder && reply.state !== "missing"
-    && button("Use the file as it is now", () => refresh(node, { carried: "" }));
+    && button(t("Use the file as it is now"), () => refresh(node, { carried: "" }));
   return element("div", {
     role: "alert",
     style: {
@@ -148,61 +154,62 @@ function alertBox(node, reply) {
     },
   },
   element("span", {},
-    element("strong", { textContent: `${STATES[reply.state]}. `, style: { color: "var(--error-text)" } }), reply.message),
+    element("strong", { textContent: `${trouble(reply.state)}. `, style: { color: "var(--error-text)" } }), reply.message),
   accept || null);
 }
 
-function details(card, embedded) {
-  const made = [card.author, card.created].filter(Boolean).join(", ");
-  const kilobytes = `${Math.ceil(card.bytes / 1024)} kB`;
-  return [
+function heading(card, embedded) {
+  const kilobytes = t("{size} kB", { size: Math.ceil(card.bytes / 1024) });
+  const size = embedded ? t("embedded, {size}", { size: kilobytes }) : kilobytes;
+  return element("div", { style: { display: "flex", gap: "8px" } },
     card.preview && element("img", {
-      src: card.preview, alt: `Preview of ${card.title}`, draggable: false,
-      style: { display: "block", maxWidth: "100%", maxHeight: "96px", margin: "0 auto", borderRadius: "4px" },
+      src: card.preview, alt: t("Preview of {title}", { title: card.title }), draggable: false,
+      style: { flex: "none", maxWidth: "96px", maxHeight: "96px", borderRadius: "4px", alignSelf: "start" },
     }),
-    element("div", { style: { display: "flex", gap: "6px", alignItems: "baseline" } },
-      element("strong", { textContent: card.title, style: { flex: "1", fontSize: "14px" } }),
-      element("span", {
-        textContent: embedded ? `embedded, ${kilobytes}` : kilobytes,
-        style: { color: "var(--descrip-text)", whiteSpace: "nowrap" },
-      })),
-    card.description && element("div", { textContent: card.description }),
-    row("concept", card.concept !== card.title ? card.concept : ""),
-    row("parts", card.parts.length > 1 ? card.parts.join(", ") : ""),
-    row("learned on", card.encoder),
-    row("model", card.base_model),
-    row("recipe", card.recipe),
-    row("effect", card.effect),
-    row("harmless", card.harmless_touched),
-    row("licence", card.licence),
-    row("made by", made),
-    row("source", card.source),
-    row("hash", card.sha256.slice(0, 12)),
+    element("div", { style: { flex: "1", minWidth: "0" } },
+      element("strong", { textContent: card.title, style: { fontSize: "14px" } }),
+      element("span", { textContent: ` ${size}`, style: { color: "var(--descrip-text)", whiteSpace: "nowrap" } }),
+      card.description && element("div", { textContent: card.description })));
+}
+
+function details(card) {
+  return [
+    row(t("concept"), card.concept !== card.title ? card.concept : ""),
+    row(t("parts"), card.parts.length > 1 ? card.parts.join(", ") : ""),
+    row(t("learned on"), card.encoder),
+    row(t("model"), card.base_model),
+    row(t("recipe"), card.recipe),
+    row(t("effect"), card.effect),
+    row(t("harmless"), card.harmless_touched),
+    row(t("licence"), card.licence),
+    row(t("made by"), [card.author, card.created].filter(Boolean).join(", ")),
+    row(t("source"), card.source),
+    row(t("hash"), card.sha256.slice(0, 12)),
   ];
 }
 
 function buttons(node, reply) {
   const { state, refusal } = reply;
-  const all = [button("Upload…", () => browse(node))];
+  const all = [button(t("Upload…"), () => browse(node))];
   if (state === "embedded") {
-    all.push(button("Save as file", () => save(node)), button("Remove from workflow", () => remove(node, reply)));
+    all.push(button(t("Save as file"), () => save(node)), button(t("Remove from workflow"), () => remove(node, reply)));
   } else if (state === "ok") {
-    all.push(button("Embed in workflow", () => refresh(node, { embed: true }), refusal));
+    all.push(button(t("Embed in workflow"), () => refresh(node, { embed: true }), refusal));
   }
   return element("div", { style: { display: "flex", flexWrap: "wrap", gap: "4px", flex: "none" } }, ...all);
 }
 
 /** @param {any} node @param {Verdict} reply */
 function show(node, reply) {
-  const card = panel(node, "safe_region_card", { height: 250, role: "group", label: "Region card" });
+  const card = panel(node, "safe_region_card", { height: 250, role: "group", label: t("Region card") });
   Object.assign(card.style, { display: "flex", flexDirection: "column", gap: "6px", overflow: "hidden" });
   const facts = element("div", {
-    tabIndex: 0, role: "region", "aria-label": "About this region",
+    tabIndex: 0, role: "region", "aria-label": t("About this region"),
     style: {
       flex: "1 1 0px", minHeight: "190px", overflow: "auto", display: "flex", flexDirection: "column", gap: "3px",
     },
-  }, STATES[reply.state] ? alertBox(node, reply) : null,
-  ...(reply.card ? details(reply.card, reply.state === "embedded").filter(Boolean) : []));
+  }, trouble(reply.state) ? alertBox(node, reply) : null,
+  ...(reply.card ? [heading(reply.card, reply.state === "embedded"), ...details(reply.card)].filter(Boolean) : []));
   card.replaceChildren(facts, buttons(node, reply));
   card.ondragover = (event) => event.preventDefault();
   card.ondrop = (event) => drop(node, event);

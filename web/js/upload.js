@@ -2,6 +2,7 @@
 // Putting a region file into the server's folder: checked there, and never over another file without asking.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { t } from "./texts.js";
 
 /** @param {{ name: string }} file */
 export const isRegionFile = (file) => file.name.toLowerCase().endsWith(".safetensors");
@@ -30,17 +31,17 @@ export async function upload(file, overwrite = false) {
     answer = await api.fetchApi("/safe_region/upload", { method: "POST", body: form });
     reply = await answer.json();
   } catch (error) {
-    tell("error", "The file was not uploaded.", String(error?.message ?? error));
+    tell("error", t("The file was not uploaded."), String(error?.message ?? error));
     return null;
   }
   if (answer.ok) {
-    tell("success", "Region saved", reply.name);
+    tell("success", t("Region saved"), reply.name);
     return reply;
   }
   if (answer.status === 409 && !overwrite) {
-    return (await confirmed("Replace the region?", `${reply.error} Replace it with the new file?`))
+    return (await confirmed(t("Replace the region?"), `${reply.error} ${t("Replace it with the new file?")}`))
       ? upload(file, true) : null;
   }
-  tell("error", "The file was not taken.", reply.error);
+  tell("error", t("The file was not taken."), reply.error);
   return null;
 }
