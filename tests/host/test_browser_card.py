@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from host import PACK
 
-from comfyui_safe_region.region import load_region, region_bytes
+from comfyui_safe_region.region import Move, Part, Region, load_region, region_bytes
 
 DEMO = "demo-weapons.safetensors"
 CARD = '[aria-label="Region card"]'
@@ -135,6 +136,7 @@ def test_the_card_shows_the_region_and_follows_the_list(card, request):
     card.picture("card", request)
     assert card.carried() == {"name": DEMO, "sha256": card.carried()["sha256"]} and len(card.carried()["sha256"]) == 64
     assert card.labels() == ["Upload…", "Embed in workflow"]
+    assert card.page.locator(f"{CARD} img").evaluate("image => image.naturalWidth") == 256
     # with the keyboard alone
     card.page.locator(f"{CARD} [tabindex='0']").focus()
     for label in card.labels():
@@ -147,6 +149,17 @@ def test_the_card_shows_the_region_and_follows_the_list(card, request):
     card.shows("gender", "draws man 50%, woman 50%")
     assert card.carried()["name"] == "demo-gender.safetensors"
     assert card.runs()
+
+
+def test_a_large_region_says_why_it_is_not_embedded(card):
+    large = Region((Part("a", {"cross_attn": Move(offset=torch.ones(65_536))}),), {"name": "large"})
+    (card.folder / "large.safetensors").write_bytes(region_bytes(large))
+    card.page.evaluate("app.refreshComboInNodes()")
+    card.open("large.safetensors")
+    card.shows("large", "acts on every prompt")
+    card.press("Embed in workflow")
+    card.page.get_by_text("at most 256 kB fit into a workflow").first.wait_for(timeout=10_000)
+    assert "data" not in card.carried() and card.runs()
 
 
 def test_a_file_is_uploaded_chosen_and_never_replaced_unasked(card, request):
