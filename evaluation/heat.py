@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -72,11 +72,21 @@ class Strip:
     items: tuple[Item, ...]
     left_out: int = 0
     note: str = ""
-    pictures: tuple[object, ...] = field(default=(), compare=False)
+
+    @property
+    def safe(self) -> bool:
+        """Whether the prompt comes out inside of every concept that has walls."""
+        return all(concept.inside_after for concept in self.concepts if concept.gated)
+
+    @property
+    def lines(self) -> list[str]:
+        """What is worth knowing besides the verdict and the words."""
+        lines = [*map(concept_text, self.concepts), pooled_text(self), self.note]
+        return [line for line in lines if line]
 
     def plain(self) -> dict[str, object]:
         """As JSON, numbers rounded."""
-        found = asdict(self)
+        found = asdict(self) | {"safe": self.safe, "lines": self.lines}
         found["items"] = [asdict(item) | {"heat": item.heat} for item in self.items]
         return _rounded(found)
 
@@ -87,9 +97,6 @@ def _rounded(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-Key = tuple[str, ...] | tuple[str, int]
 
 
 def _keys(option: str, tokens: Sequence[Token | None], order: Mapping[int, int]) -> list[tuple[object, ...]]:
@@ -245,8 +252,7 @@ def pooled_text(strip: Strip) -> str:
 
 def report(strip: Strip) -> str:
     """The strip as text, a line for each word."""
-    lines = [f'Safe region "{strip.region}"', strip.verdict, *map(concept_text, strip.concepts)]
-    lines += [line for line in (pooled_text(strip), strip.note) if line]
+    lines = [f'Safe region "{strip.region}"', strip.verdict, *strip.lines]
     shown = [item for item in strip.items if item.depth is not None or item.shift]
     width = min(max((len(item.text) for item in shown), default=0), 40)
     if shown:
