@@ -39,7 +39,7 @@ class Item:
         """0 inside, rising to 1 with the depth's logarithm."""
         if self.depth is None or not self.depth > 0:
             return 0.0
-        return min(1.0, 0.15 + 0.85 * math.log1p(self.depth) / math.log1p(HOTTEST))
+        return min(1.0, 0.1 + 0.9 * math.log1p(self.depth) / math.log1p(HOTTEST))
 
 
 @dataclass(frozen=True)
@@ -239,15 +239,23 @@ def concept_text(concept: Concept) -> str:
     wall = f"wall {concept.wall} of {concept.walls}" if concept.walls > 1 else "the wall"
     if concept.depth is None:
         return f"{concept.label}: there is nothing to look at"
-    side = "beyond" if concept.depth > 0 else "inside of"
-    text = f"{concept.label}: “{concept.word}” {abs(concept.depth):.1f} {side} {wall}, gate {concept.openness:.0%} open"
-    later = "" if concept.after is None else f"; afterwards {depth_text(concept.after)}"
-    return text + later
+    gate = f"gate {concept.openness:.0%} open" if concept.openness > 0 else "gate closed"
+    if not concept.depth > 0:
+        return f"{concept.label}: {-concept.depth:.1f} before {wall} at “{concept.word}”, {gate}"
+    return f"{concept.label}: {concept.depth:.1f} beyond {wall} at “{concept.word}”, {gate}; {_later(concept)}"
+
+
+def _later(concept: Concept) -> str:
+    if concept.after is None:
+        return "nothing to look at afterwards"
+    return f"afterwards {abs(concept.after):.1f} {'beyond' if concept.after > 0 else 'before'} the nearest wall"
 
 
 def pooled_text(strip: Strip) -> str:
-    """Which share of the shift is in the pooled vector; empty where there is none."""
-    return "" if strip.pooled is None or not strip.moved else f"{strip.pooled:.0%} of the shift is in the pooled vector"
+    """Which share of the shift is in the pooled vector; empty where there is none, or nothing moves."""
+    if strip.pooled is None or not strip.moved:
+        return ""
+    return f"{strip.pooled:.0%} of the shift is in the pooled vector" if strip.pooled else "the pooled vector stays"
 
 
 def report(strip: Strip) -> str:

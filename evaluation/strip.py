@@ -11,7 +11,7 @@ from .heat import Item, Strip, depth_text
 
 WIDTH, MARGIN, GAP, BOX, ROW = 860, 16, 6, 26, 56
 ARROW = 40  # pixels of an arrow that moves a token by its own length
-TINT = "#e3f1ea"  # inside
+TINT, PALE, GREY = "#e3f1ea", "#fbe3e6", "#5b6470"  # inside, just outside, small print
 LOOKED_AT = ("start", "end", "template", "pooled", "piece", "token")
 
 
@@ -25,7 +25,7 @@ def colour(item: Item) -> str:
     """The ground of a word: neutral where nothing looks, green inside, from pale to full red outside."""
     if item.depth is None:
         return "#eef0f3"
-    return blend("#fbe3e6", UNSAFE, item.heat) if item.depth > 0 else TINT
+    return blend(PALE, UNSAFE, item.heat) if item.depth > 0 else TINT
 
 
 def _arrow(draw: ImageDraw.ImageDraw, x: float, y: float, shift: float) -> None:
@@ -56,7 +56,7 @@ def _places(draw: ImageDraw.ImageDraw, items: Sequence[Item], width: int) -> lis
 def _item(draw: ImageDraw.ImageDraw, x: float, y: float, width: float, text: str, item: Item) -> None:
     quiet = item.kind in LOOKED_AT
     outside = item.depth is not None and item.depth > 0
-    ink = PAPER if item.heat > 0.6 else "#5b6470" if quiet else INK
+    ink = PAPER if item.heat > 0.6 else GREY if quiet and not outside else INK
     draw.rounded_rectangle((x, y, x + width, y + BOX), 5, colour(item), UNSAFE if outside else None)
     draw.text((x + 7, y + 5), text, ink, font(14))
     if outside:  # without colour, the bar and the number say it too
@@ -67,13 +67,13 @@ def _item(draw: ImageDraw.ImageDraw, x: float, y: float, width: float, text: str
 
 def _legend(draw: ImageDraw.ImageDraw, y: int) -> None:
     x = MARGIN
-    for ground, text in ((TINT, "inside"), ("#fbe3e6", "just outside"), (UNSAFE, "far outside")):
+    for ground, text in ((TINT, "inside"), (PALE, "just outside"), (UNSAFE, "far outside")):
         draw.rounded_rectangle((x, y, x + 16, y + 12), 3, ground)
-        draw.text((x + 21, y), text, "#5b6470", font(11))
+        draw.text((x + 21, y), text, GREY, font(11))
         x += 32 + int(draw.textlength(text, font(11)))
     _arrow(draw, x, y + 6, 0.6)
-    draw.text((x + 34, y), "how far it was moved. Numbers: ramps beyond the wall; from 1 the gate is fully open.",
-              "#5b6470", font(11))  # fmt: skip
+    text = "how far it was moved. Numbers: how far beyond the wall; from 1 the gate is fully open."
+    draw.text((x + 34, y), text, GREY, font(11))
 
 
 def _lines(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> list[str]:

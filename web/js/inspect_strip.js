@@ -15,7 +15,6 @@ const QUIET = "var(--descrip-text)";
 /**
  * @typedef {{ text: string, kind: string, depth: number | null, after: number | null, shift: number, part: string,
  *   wall: number, heat: number }} Item
- * @typedef {{ label: string, line: string }} Concept
  * @typedef {{ filename: string, subfolder: string, type: string, caption: string }} Picture
  * @typedef {{ region: string, verdict: string, inside: boolean, moved: boolean, safe: boolean, lines: string[],
  *   items: Item[], left_out: number, pictures?: Picture[] }} Strip
@@ -24,7 +23,7 @@ const QUIET = "var(--descrip-text)";
 /** The ground of a word: neutral where no wall looks, green inside, redder the further outside. */
 function ground({ depth, heat }) {
   if (depth == null) return GROUND;
-  const [colour, share] = depth > 0 ? [UNSAFE, 20 + 65 * heat] : [SAFE, 22];
+  const [colour, share] = depth > 0 ? [UNSAFE, 12 + 73 * heat] : [SAFE, 22];
   return `color-mix(in srgb, ${colour} ${Math.round(share)}%, ${GROUND})`;
 }
 
@@ -53,18 +52,19 @@ function arrow(/** @type {number} */ shift) {
   return length < 2 ? null : element("span", { "aria-hidden": "true" }, line, head);
 }
 
-function word(/** @type {Item} */ item) {
+function word(/** @type {Item} */ item, /** @type {boolean} */ quiet) {
   const outside = item.depth != null && item.depth > 0;
   const text = element("span", {
     style: {
       padding: "2px 6px", borderRadius: "4px", background: ground(item), whiteSpace: "pre-wrap",
       border: `1px solid ${outside ? UNSAFE : "transparent"}`,
-      fontStyle: item.kind === "word" ? "normal" : "italic", color: item.kind === "word" ? "inherit" : QUIET,
+      fontStyle: item.kind === "word" ? "normal" : "italic",
     },
   }, item.text);
   const below = element("span", { "aria-hidden": "true", style: { fontSize: "10px", minHeight: "12px" } },
     outside ? signed(/** @type {number} */ (item.depth)) : "");
   const moved = element("span", { style: { height: "10px", lineHeight: "10px" } }, arrow(item.shift));
+  const more = quiet ? [] : [below, moved];
   return element("button", {
     type: "button", title: explained(item), tabIndex: -1, "aria-label": explained(item),
     style: {
@@ -72,12 +72,13 @@ function word(/** @type {Item} */ item) {
       padding: "1px", margin: "0", font: "inherit", color: "inherit", cursor: "default", maxWidth: "100%",
       textAlign: "left", overflowWrap: "anywhere",
     },
-  }, text, below, moved);
+  }, text, ...more);
 }
 
 /** The words in a row, of which one is in the tab order; arrow keys go on to the others. */
 function wordRow(/** @type {Item[]} */ items, /** @type {HTMLElement} */ details) {
-  const buttons = items.map(word);
+  const quiet = items.every((item) => !item.shift && !item.heat); // no numbers and arrows to make room for
+  const buttons = items.map((item) => word(item, quiet));
   const row = element("div", {
     role: "toolbar", "aria-label": "The prompt's words",
     style: { display: "flex", flexWrap: "wrap", gap: "2px 4px", alignItems: "flex-start", margin: "6px 0" },
@@ -108,9 +109,9 @@ function legend() {
     {}, element("span", { style: { display: "inline-block", width: "12px", height: "10px", borderRadius: "2px",
       marginRight: "4px", background: ground({ depth, heat }) } }), text);
   return element("div", { style: { display: "flex", flexWrap: "wrap", gap: "2px 12px", fontSize: "10px", color: QUIET } },
-    swatch(-1, 0, "inside"), swatch(1, 0.15, "just outside"), swatch(1, 1, "far outside"),
+    swatch(-1, 0, "inside"), swatch(1, 0.1, "just outside"), swatch(1, 1, "far outside"),
     element("span", {}, arrow(0.5), " how far it was moved"),
-    element("span", {}, "numbers: ramps beyond the wall; from 1 the gate is fully open"));
+    element("span", {}, "numbers: how far beyond the wall; from 1 the gate is fully open"));
 }
 
 function pictures(/** @type {Picture[]} */ found) {
