@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..region.blocks import POOLED
 from ..region.inspection import Inspection, PartInspection
-from .words import Token, words
+from ..region.words import Token, words
 
 HOTTEST = 100  # ramps beyond a wall, from where on a word's colour no longer changes
+LONGEST_NAME = 120
 MOST = 600  # words and tokens that are shown
 INSIDE = "Inside: comes out unchanged, bit for bit."
 NAMES = {"start": "start of text", "end": "end of text", "template": "the model's own words",
@@ -170,8 +171,9 @@ def heat_strip(
             items.append(item)
     name_of = {where: _text(key, known, found) for key, all_of_it in places.items() for where in all_of_it}
     concepts = tuple(_concept(part, name_of) for part in inspection.parts)
+    name = "".join(filter(str.isprintable, region))[:LONGEST_NAME]  # a file's text may end up in a terminal
     return Strip(
-        region, verdict(inspection, concepts, strength), inspection.inside, inspection.moved, inspection.pooled_share,
+        name, verdict(inspection, concepts, strength), inspection.inside, inspection.moved, inspection.pooled_share,
         concepts, tuple(items[:MOST]), max(len(items) - MOST, 0), note,
     )  # fmt: skip
 
@@ -255,7 +257,7 @@ def pooled_text(strip: Strip) -> str:
     """Which share of the shift is in the pooled vector; empty where there is none, or nothing moves."""
     if strip.pooled is None or not strip.moved:
         return ""
-    return f"{strip.pooled:.0%} of the shift is in the pooled vector" if strip.pooled else "the pooled vector stays"
+    return f"{strip.pooled:.0%} of the shift is in the pooled vector" if strip.pooled else "pooled vector not moved"
 
 
 def report(strip: Strip) -> str:

@@ -127,3 +127,17 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
         sheet.paste(picture, (0, y))
         y += picture.height
     return sheet
+
+
+def coloured(strip: Strip) -> None:
+    """Print the words in colour, where rich is there to do so."""
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:
+        return
+    line = Text()
+    for item in strip.items:
+        style = "dim" if item.depth is None else f"{INK} on {colour(item)}"
+        line.append(f" {item.text} ", style).append(" ")
+    Console().print(line)

@@ -10,19 +10,18 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Generator
 
 from ..backbones.comfy import ComfyBackbone
 from ..backbones.sampling import trajectory
 from ..evaluation.heat import Strip, heat_strip, report
 from ..evaluation.strip import stacked, strip_picture
-from ..evaluation.words import Token
 from ..region import Region
 from ..region.conditioning import Entry, original_tensors, text_tensors, with_blocks
 from ..region.inspection import inspect_entry
+from ..region.words import Token
 from ..training.report import to_image
 from .common import SafeRegionType, picture_tensor, schema, steering_inputs
-from .names import shown
 from .words import places, readings, same_places
 
 MOST_PROMPTS = 8  # that are shown, of a conditioning with many entries or a batch
@@ -80,7 +79,7 @@ class SafeRegionInspect(io.ComfyNode):
         strips: list[Strip] = []
         steered = []
         for entry in entries if conditioning is None else conditioning:
-            tokens = known if conditioning is None else same_places(known, text_tensors(entries[0]), _before(entry))
+            tokens = known if conditioning is None else same_places(known, text_tensors(entries[0]), original_tensors(entry))
             found, changed = inspect_entry(entry, region, strength, mode)
             steered += changed
             strips += [_strip(one, tokens, text, region, strength) for one in found[: MOST_PROMPTS - len(strips)]]
@@ -96,10 +95,6 @@ class SafeRegionInspect(io.ComfyNode):
         return io.NodeOutput(picture, told, steered, ui={"safe_region_strip": seen, "text": [told]})
 
 
-def _before(entry: Sequence[Any]) -> dict[str, Tensor]:
-    return original_tensors(entry)
-
-
 def _known(clip: Any, text: str, entries: Sequence[Entry]) -> dict[str, list[Token | None]]:
     return places(readings(clip, text), text_tensors(entries[0])) if entries else {}
 
@@ -108,7 +103,7 @@ def _strip(
     inspection: Any, tokens: Mapping[str, Sequence[Token | None]], text: str, region: Region, strength: float
 ) -> Strip:
     numbered = any(token is None for read in tokens.values() for token in read)
-    return heat_strip(inspection, tokens, text, shown(region.name, 120), strength, NUMBERED if numbered else "")
+    return heat_strip(inspection, tokens, text, region.name, strength, NUMBERED if numbered else "")
 
 
 def _drawn(
@@ -118,7 +113,7 @@ def _drawn(
     small = draw == "auto" and model is not None and model.model_size() <= SMALL_MODEL
     if model is None or vae is None or not before or len(before[0][0]) > 1 or not (small or draw == "always"):
         return []
-    original = with_blocks(before[0], _before(before[0]))
+    original = with_blocks(before[0], original_tensors(before[0]))
     texts = [text_tensors(entry) for entry in (original, after[0])]
     same = all(texts[0][name] is tensor or torch.equal(texts[0][name], tensor) for name, tensor in texts[1].items())
     rows = [("the same with and without", original)] if same else [("without", original), ("with the region", after[0])]

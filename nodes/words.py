@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.words import Token, agreed, decoder, fitted, tokens_of
 from ..region.blocks import BYT5, CROSS_ATTENTION, LLAMA, MT5, POOLED, block_names
+from ..region.words import Token, agreed, decoder, fitted, tokens_of
 
 OWN = {LLAMA: "llama", BYT5: "byt5", MT5: "mt5xl"}  # the encoder of an option, by its name in the tokenizer's answer
 POOLED_ONLY = {"l", "g", "h", "jina"}  # CLIPs, which give the pooled vector alone where another encoder is beside them

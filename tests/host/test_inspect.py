@@ -14,7 +14,8 @@ FAMILIES = ("SD 1.x", "SDXL", "SD3", "Flux", "Flux.2", "Qwen-Image", "Z-Image", 
             "HunyuanDiT", "OmniGen2", "Lumina 2", "HunyuanImage 2.1", "Kandinsky 5", "Chroma")  # fmt: skip
 WITH_LLAMA = ("HiDream", "HunyuanVideo")
 SAME = "on a red table in the park there is a "
-ONES, OTHER = "|".join(SAME + word for word in ("cup", "dog", "lamp", "tree", "house", "plate", "chair", "purse", "cable")), SAME + "knife"
+OTHER = SAME + "knife"
+ONES = "|".join(SAME + word for word in ("cup", "dog", "lamp", "tree", "house", "plate", "chair", "purse", "cable"))
 
 
 def words(comfy, family: str, one: str, other: str) -> dict:

@@ -177,18 +177,23 @@ class TestWords(io.ComfyNode):
     @classmethod
     def execute(cls, clip, one, other):
         words, conditioning = pack_module("nodes.words"), pack_module("region.conditioning")
-        spelled = pack_module("evaluation.words").words
-        reads = words.readings(clip, other)
-        counts = {name: sum(token.kind == "text" for token in read) for name, read in reads.items()}
-        alike = [text for text in one.split("|") if counts == {
-            name: sum(token.kind == "text" for token in read) for name, read in words.readings(clip, text).items()}]
-        *before, after = (conditioning.text_tensors(clip.encode_from_tokens_scheduled(clip.tokenize(text))[0])
-                          for text in (*alike, other))  # fmt: skip
+        spelled = pack_module("region.words").words
+        def counts(text):
+            return {name: sum(token.kind == "text" for token in read)
+                    for name, read in words.readings(clip, text).items()}  # fmt: skip
+
+        reads, texts = words.readings(clip, other), one.split("|")
+        alike = [text for text in texts if counts(text) == counts(other)] or texts
+        entries = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in (*alike, other)]
+        *before, after = map(conditioning.text_tensors, entries)
+        masks = conditioning.text_masks(entries[-1], after)
         found = {}
         for option, tokens in words.places(reads, after).items():
             *olds, new = (text[option].float().reshape(-1, *text[option].shape[-2:]) for text in (*before, after))
+            count = min(text.shape[1] for text in (*olds, new))
             cuts = spelled(other, [token.span for token in tokens if token and token.span])
-            apart = torch.stack([(old - new).norm(dim=-1).amax(0) for old in olds]).mean(0)
+            apart = torch.stack([(old[:, :count] - new[:, :count]).norm(dim=-1).amax(0) for old in olds]).mean(0)
+            apart = apart * masks[option][0, :count] if option in masks else apart
             seen = apart > 1e-3 * apart.max()
             place = int(apart.argmax() if seen[0] else seen.int().argmax())
             token = tokens[place]
