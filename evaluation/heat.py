@@ -16,6 +16,7 @@ HOTTEST = 100  # ramps beyond a wall, from where on a word's colour no longer ch
 LONGEST_NAME = 120
 MOST = 600  # words and tokens that are shown
 INSIDE = "Inside: comes out unchanged, bit for bit."
+NUMBERED = "Some tokens are numbered: which words they stand for cannot be told."
 NAMES = {"start": "start of text", "end": "end of text", "template": "the model's own words",
          POOLED: "whole prompt"}  # fmt: skip
 
@@ -143,14 +144,13 @@ def _most(values: Sequence[float | None]) -> float | None:
 
 def heat_strip(
     inspection: Inspection, tokens: Mapping[str, Sequence[Token | None]], prompt: str, region: str,
-    strength: float = 1.0, note: str = "",
+    strength: float = 1.0,
 ) -> Strip:  # fmt: skip
     """The strip of one prompt.
 
     Args:
         tokens: by option, what stands at each position; options that are missing have numbered tokens.
         region: its name.
-        note: a sentence about how the words were found.
     """
     counts = {key: len(shift) for key, shift in inspection.shift.items()}
     known = {key: tokens.get(key) or [None] * count for key, count in counts.items()}
@@ -174,7 +174,8 @@ def heat_strip(
     name = "".join(filter(str.isprintable, region))[:LONGEST_NAME]  # a file's text may end up in a terminal
     return Strip(
         name, verdict(inspection, concepts, strength), inspection.inside, inspection.moved, inspection.pooled_share,
-        concepts, tuple(items[:MOST]), max(len(items) - MOST, 0), note,
+        concepts, tuple(items[:MOST]), max(len(items) - MOST, 0),
+        NUMBERED if any(item.kind == "token" for item in items) else "",
     )  # fmt: skip
 
 

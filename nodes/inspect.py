@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.utils
@@ -19,7 +19,6 @@ from ..evaluation.strip import stacked, strip_picture
 from ..region import Region
 from ..region.conditioning import Entry, original_tensors, text_tensors, with_blocks
 from ..region.inspection import inspect_entry
-from ..region.words import Token
 from ..training.report import to_image
 from .common import SafeRegionType, picture_tensor, schema, steering_inputs
 from .words import places, readings, same_places
@@ -27,7 +26,6 @@ from .words import places, readings, same_places
 MOST_PROMPTS = 8  # that are shown, of a conditioning with many entries or a batch
 SMALL_MODEL = 256 * 1024**2  # bytes of weights up to which `auto` draws: it takes no longer than a moment
 STEPS, GUIDANCE, SEED = 12, 4.0, 0
-NUMBERED = "Which word stands where cannot be told for some of this text: its tokens are numbered."
 
 
 class SafeRegionInspect(io.ComfyNode):
@@ -74,17 +72,19 @@ class SafeRegionInspect(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         if clip is None:
             raise ValueError("There is no text encoder: the checkpoint has none of its own. Load one with Load CLIP.")
-        entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-        known = _known(clip, text, entries)
+        encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        ours = text_tensors(encoded[0])
+        known = places(readings(clip, text), ours)
+        entries = encoded if conditioning is None else conditioning
         strips: list[Strip] = []
-        steered = []
-        for entry in entries if conditioning is None else conditioning:
-            tokens = known if conditioning is None else same_places(known, text_tensors(entries[0]), original_tensors(entry))
+        steered: list[Entry] = []
+        for entry in entries:
             found, changed = inspect_entry(entry, region, strength, mode)
             steered += changed
-            strips += [_strip(one, tokens, text, region, strength) for one in found[: MOST_PROMPTS - len(strips)]]
-        before = (entries if conditioning is None else conditioning)[:1]
-        drawn = _drawn(clip, model, vae, draw, before, steered[:1])
+            tokens = same_places(known, ours, original_tensors(entry))
+            strips += [heat_strip(one, tokens, text, region.name, strength)
+                       for one in found[: MOST_PROMPTS - len(strips)]]  # fmt: skip
+        drawn = _drawn(clip, model, vae, draw, entries[:1], steered[:1])
         sheets = [strip_picture(strip, drawn if i == 0 else ()) for i, strip in enumerate(strips)]
         told = "\n\n".join(map(report, strips))
         seen = [strip.plain() for strip in strips]
@@ -93,17 +93,6 @@ class SafeRegionInspect(io.ComfyNode):
             seen[0]["pictures"] = [{**dict(file), "caption": caption} for (caption, _), file in zip(drawn, files)]
         picture = picture_tensor(stacked(sheets) if sheets else Image.new("RGB", (8, 8)))
         return io.NodeOutput(picture, told, steered, ui={"safe_region_strip": seen, "text": [told]})
-
-
-def _known(clip: Any, text: str, entries: Sequence[Entry]) -> dict[str, list[Token | None]]:
-    return places(readings(clip, text), text_tensors(entries[0])) if entries else {}
-
-
-def _strip(
-    inspection: Any, tokens: Mapping[str, Sequence[Token | None]], text: str, region: Region, strength: float
-) -> Strip:
-    numbered = any(token is None for read in tokens.values() for token in read)
-    return heat_strip(inspection, tokens, text, region.name, strength, NUMBERED if numbered else "")
 
 
 def _drawn(

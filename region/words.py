@@ -168,11 +168,13 @@ def _runs(pieces: Sequence[bytes | None]) -> list[Span]:
 
 
 def _aligned(
-    pieces: Sequence[bytes | None], prompt: Sequence[tuple[int, int]], begin: int = 0, cuts: int = 40
+    pieces: Sequence[bytes | None], prompt: Sequence[tuple[int, int]], begin: int = 0, cuts: int = 40,
+    beside: bool = False,
 ) -> list[Span | None]:
     """Spans of bytes, from both ends; what lies between is one span for all the pieces there.
 
-    A stretch of it that is in the prompt just once divides it further, up to `cuts` times.
+    A stretch of it that is in the prompt just once divides it further, up to `cuts` times. Where nothing is found
+    at all, only text that has a known neighbour (`beside`) is taken for what the pieces mean.
     """
     first = _matched(pieces, prompt)
     spans: list[Span | None] = [(begin + a, begin + b) for a, b in first]
@@ -189,9 +191,9 @@ def _aligned(
         run = b"".join(piece or b"" for piece in middle[a:b])
         if len(run) >= SURE and letters.count(run) == 1 and (a, b) != (0, len(middle)):
             place = letters.index(run)
-            return [*spans, *_aligned(middle[:a], between[:place], begin, cuts - 1),
-                    *_aligned(middle[a:], between[place:], begin + place, cuts - 1), *last]  # fmt: skip
-    known = bool(between) and bool(first or last or begin)
+            return [*spans, *_aligned(middle[:a], between[:place], begin, cuts - 1, True),
+                    *_aligned(middle[a:], between[place:], begin + place, cuts - 1, True), *last]  # fmt: skip
+    known = bool(between) and bool(first or last or beside)
     return [*spans, *[(begin, begin + size) if known else None] * len(middle), *last]
 
 
@@ -284,7 +286,9 @@ def agreed(readings: Sequence[Sequence[Token]], count: int) -> list[Token | None
 
 
 def words(prompt: str, spans: Iterable[Span]) -> list[Span]:
-    """The prompt's words; those that one of these tokens covers together are one."""
+    """The prompt's words; those that one of these tokens covers together are one. None of a prompt that is too long."""
+    if len(prompt) > LONGEST:
+        return []
     cuts = [match.span() for match in _WORD.finditer(prompt)]
     for begin, end in sorted(set(spans)):
         touched = [i for i, (first, last) in enumerate(cuts) if first < end and last > begin]

@@ -91,3 +91,12 @@ def test_a_long_prompt_keeps_all_its_words(comfy_page, request):
     words = comfy_page.page.evaluate(f"{WORDS}.map(b => b.firstChild.textContent)")
     assert [word for word in words if word in text.split()] == text.split()
     picture(comfy_page, request, "long")
+
+
+def test_the_strip_is_there_again_on_coming_back_to_the_tab(comfy_page):
+    run(comfy_page, "a knife")
+    command = "window.app.extensionManager.command.execute"
+    comfy_page.page.evaluate(f"{command}('Comfy.NewBlankWorkflow')")
+    comfy_page.until(f"!{STRIP}")
+    comfy_page.page.evaluate(f"{command}('Workspace.PreviousOpenedWorkflow')")
+    comfy_page.until(f"{STRIP}?.querySelector('[role=status]').textContent.startsWith('Outside')", 15)
