@@ -145,6 +145,13 @@ function show(node, strips) {
   grow(node);
 }
 
+/** Show what the last run said. On coming back from another tab that is known again only a moment after the graph. */
+function showKnown(tries = 25) {
+  const known = Object.entries(app.nodeOutputs ?? {}).filter(([, output]) => output?.[KEY]);
+  for (const [id, output] of known) show(findNode(id), output[KEY]);
+  if (!known.length && tries) setTimeout(showKnown, 200, tries - 1);
+}
+
 app.registerExtension({
   name: "safe_region.inspect_strip",
   setup() {
@@ -152,9 +159,7 @@ app.registerExtension({
       if (detail.output?.[KEY]) show(findNode(detail.display_node ?? detail.node), detail.output[KEY]);
     });
   },
-  afterConfigureGraph() { // back from another tab: the outputs of the last run are still known
-    for (const [id, output] of Object.entries(app.nodeOutputs ?? {})) {
-      if (output?.[KEY]) show(findNode(id), output[KEY]);
-    }
+  afterConfigureGraph() {
+    if (app.rootGraph.nodes.some((node) => node.comfyClass === NODE)) showKnown();
   },
 });
