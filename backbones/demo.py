@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from ..demo.model import DemoModel, alphas_cumprod, load_demo, tokenize, weighted_tokens
 from ..demo.networks import LATENT_CHANNELS
 from ..region.conditioning import CROSS_ATTENTION, Entry
+from ..region.words import Token, decoder, tokens_of
 
 LATENT_SIZE = 16
 
@@ -59,6 +60,15 @@ class DemoBackbone:
             states = torch.where(weights[..., None] == 1, states, scaled)
         chunks = states.split([len(rows) for rows, _ in read])
         return [[chunk.reshape(1, -1, chunk.shape[-1]), {}] for chunk in chunks]
+
+    def words(self, prompt: str) -> list[Token]:
+        """What stands at each place of an encoded prompt."""
+        tokenizer = self.model.tokenizer
+        pieces = {number: piece for piece, number in tokenizer.get_vocab().items()}
+        read = decoder(pieces.values())
+        ids = weighted_tokens(self.model, prompt)[0].flatten().tolist()
+        special = [number in (tokenizer.bos_token_id, tokenizer.eos_token_id) for number in ids]
+        return tokens_of(ids, special, [], lambda number: read(pieces[number]), prompt)
 
     def sigmas(self, steps: int) -> Tensor:
         timesteps = torch.linspace(len(self.levels) - 1, 0, steps).round().long()

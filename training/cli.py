@@ -1,4 +1,4 @@
-"""The command `safe-region`: demo, train, train-balance, info, import."""
+"""The command `safe-region`: demo, train, train-balance, inspect, info, import."""
 
 from __future__ import annotations
 
@@ -206,6 +206,32 @@ def run_train_balance(args: argparse.Namespace) -> None:
     _train_into(AttributeTrainer(_backbone(args), pairs, _recipe(args)), out)
 
 
+def run_inspect(args: argparse.Namespace) -> None:
+    """Show what a region does to a prompt of the demo model, word by word."""
+    from ..backbones.sampling import sample
+    from ..evaluation.heat import heat_strip, report
+    from ..evaluation.strip import coloured, strip_picture
+    from ..region.blocks import CROSS_ATTENTION
+    from ..region.inspection import inspect_entry
+    from .report import to_image
+
+    region, backbone = load_region(args.region), _backbone(args)
+    (entry,) = backbone.encode([args.prompt])
+    (found,), steered = inspect_entry(entry, region, args.strength, args.mode)
+    strip = heat_strip(found, {CROSS_ATTENTION: backbone.words(args.prompt)}, args.prompt, region.name, args.strength)
+    if sys.stdout.isatty():
+        coloured(strip)
+    print(report(strip))
+    if not args.out:
+        return
+    rows = [("without", entry), ("with the region", steered[0])] if found.moved else [("with and without", entry)]
+    (empty,) = backbone.encode([""])
+    drawn = [(caption, to_image(backbone.decode(sample(backbone, [one], empty, steps=DEMO_SAMPLING_STEPS))[0]))
+             for caption, one in rows]  # fmt: skip
+    strip_picture(strip, drawn).save(args.out, format="PNG")
+    print(f"Strip: {args.out}")
+
+
 def run_info(args: argparse.Namespace) -> None:
     """Say what a region file holds."""
     region = load_region(args.region)
@@ -279,6 +305,12 @@ def build_parser() -> argparse.ArgumentParser:
     balance.add_argument("--steps", type=int, help="training steps for each group through the diffusion model")
     balance.add_argument("--rank", type=int, help="rank of the moves")
     balance.add_argument("--seed", type=int, help="the same seed gives the same region")
+    inspect = add("inspect", run_inspect)
+    inspect.add_argument("region", help="a region file, learned on the demo model")
+    inspect.add_argument("prompt")
+    inspect.add_argument("--out", metavar="STRIP.png", help="also draw it, with pictures before and after")
+    inspect.add_argument("--strength", type=float, default=1.0)
+    inspect.add_argument("--mode", choices=("auto", "gated", "always"), default="auto")
     add("info", run_info).add_argument("region", help="a region file")
     importing = add("import", run_import)
     importing.add_argument("file", help="the .pth file")

@@ -160,9 +160,56 @@ class TestGradients(io.ComfyNode):
         return io.NodeOutput(ui={"text": [*map(str, numbers), *(str(sum(k.values())) for k in kept)]})
 
 
+class TestWords(io.ComfyNode):
+    """Where the last word of texts makes the difference in their conditionings, and which word is said to be there.
+
+    Of an encoder that reads from left to right that is the first place that differs, of others the one that differs
+    most.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestWords", category="testing", is_output_node=True,
+            inputs=[io.Clip.Input("clip"), io.String.Input("one"), io.String.Input("other")], outputs=[],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, clip, one, other):
+        words, conditioning = pack_module("nodes.words"), pack_module("region.conditioning")
+        spelled = pack_module("region.words").words
+        def counts(text):
+            return {name: sum(token.kind == "text" for token in read)
+                    for name, read in words.readings(clip, text).items()}  # fmt: skip
+
+        reads, texts = words.readings(clip, other), one.split("|")
+        alike = [text for text in texts if counts(text) == counts(other)] or texts
+        entries = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in (*alike, other)]
+        *before, after = map(conditioning.text_tensors, entries)
+        masks = conditioning.text_masks(entries[-1], after)
+        found = {}
+        for option, tokens in words.places(reads, after).items():
+            *olds, new = (text[option].float().reshape(-1, *text[option].shape[-2:]) for text in (*before, after))
+            count = min(text.shape[1] for text in (*olds, new))
+            cuts = spelled(other, [token.span for token in tokens if token and token.span])
+            apart = torch.stack([(old[:, :count] - new[:, :count]).norm(dim=-1).amax(0) for old in olds]).mean(0)
+            apart = apart * masks[option][0, :count] if option in masks else apart
+            seen = apart > 1e-3 * apart.max()
+            place = int(apart.argmax() if seen[0] else seen.int().argmax())
+            token = tokens[place]
+            word = [other[a:b] for a, b in cuts if token and token.span and a < token.span[1] and b > token.span[0]]
+            read = {cut for cut in cuts for t in tokens if t and t.span and cut[0] < t.span[1] and cut[1] > t.span[0]}
+            found[option] = {
+                "same": not apart.any().item(), "word": " ".join(word), "kind": token and token.kind,
+                "unknown": tokens.count(None), "place": place, "count": len(tokens),
+                "read": [other[a:b] for a, b in sorted(read)],
+            }  # fmt: skip
+        return io.NodeOutput(ui={"text": [json.dumps(found)]})
+
+
 class FamilyExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestGradients]
+        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestGradients, TestWords]
 
 
 async def comfy_entrypoint():
