@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, balance, demo, files, guard, pairs, train
+from . import apply, balance, combine, demo, files, guard, pairs, train
 
 
 class SafeRegionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (demo, pairs, train, files, apply, guard, balance)
+        modules = (demo, pairs, train, files, combine, apply, guard, balance)
         return [node for module in modules for node in module.NODES]
