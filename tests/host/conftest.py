@@ -23,7 +23,8 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-for _name in ("host", "browser"):  # pytest's importlib mode does not put this folder on the path
+# pytest's importlib mode does not put this folder on the path
+for _name in ("host", "browser", "examples", "pictures"):
     _load(_name)
 
 
@@ -59,7 +60,7 @@ def object_info(comfy: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def page_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server with the whole frontend, for the browser; the pack's folder has a name that its files are served from."""
+    """A server with the whole frontend, for the browser; the pack's folder is named so that its files are served."""
     from browser import missing_browser
     from host import Host, prepare_base
 
