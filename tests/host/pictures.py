@@ -31,6 +31,7 @@ NODES = {
     "TrainBalanceRegion": None,
     "TrainSafeRegion": "train_and_apply",
 }
+FLOATING = ".p-toast, .p-panel, .minimap-main-container, .actionbar-container, .selection-toolbox"
 # Of how many pictures of each preview a thumbnail is made, and how many stand in a row; otherwise one, in a row.
 TILES = {"balance": (8, 4), "compare_at_cfg_1": (3, 3)}
 
@@ -113,8 +114,7 @@ def graph_square(page: Any, kind: str) -> Image.Image:
 
 def cut(page: Any, left: float, top: float, right: float, bottom: float) -> Image.Image:
     """Part of what the page shows, without what floats above the graph."""
-    page.page.add_style_tag(content=".p-toast, .comfy-menu-button-wrapper, .minimap-main-container, .actionbar-container "
-                                    "{ visibility: hidden !important }")  # fmt: skip
+    page.page.add_style_tag(content=f"{FLOATING} {{ visibility: hidden !important }}")
     size = page.page.viewport_size
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, size["width"]), min(bottom, size["height"])
     clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}

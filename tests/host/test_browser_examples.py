@@ -19,7 +19,7 @@ OVERLAPS = """() => {
     const over = (one, others) => others.filter((other) => !apart(one, other)).map((other) => [one[0], other[0]]);
     return nodes.flatMap((one, i) => over(one, nodes.slice(i + 1)));
 }"""  # fmt: skip
-UNKNOWN = "window.app.graph.nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).map((node) => node.type)"
+UNKNOWN = "window.app.graph.nodes.map((node) => node.type).filter((type) => !LiteGraph.registered_node_types[type])"
 
 
 @pytest.fixture(scope="module")
