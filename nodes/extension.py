@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, balance, demo, files, guard, inspect, pairs, train
+from . import apply, balance, combine, demo, files, guard, inspect, pairs, train
 from .routes import register_routes
 
 
 class SafeRegionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_routes()
-        modules = (demo, pairs, train, files, apply, guard, balance, inspect)
+        modules = (demo, pairs, train, files, combine, apply, guard, balance, inspect)
         return [node for module in modules for node in module.NODES]

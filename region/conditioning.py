@@ -93,6 +93,35 @@ def with_blocks(entry: Sequence[Any], blocks: Mapping[str, Tensor]) -> Entry:
     return _with_tensors(entry, write_blocks(text_tensors(entry), blocks))
 
 
+def _needed(part: Part) -> dict[str, int]:
+    """Width of each block that a part judges or moves."""
+    return part.widths() | {block: gate.mean.shape[-1] for block, gate in part.gates.items()}
+
+
+def _learned_on(region: Region) -> str:
+    encoder = region.metadata.get("encoder")
+    return str(encoder.get("name")) if isinstance(encoder, dict) else ""
+
+
+def check_together(regions: Sequence[Region]) -> None:
+    """Raises RegionError, naming two of them, unless one conditioning can fit all; and for the groups of an attribute.
+
+    Encoders of one width look alike here too: `check_fit` has the last word.
+    """
+    seen: dict[str, tuple[int, Region]] = {}
+    for region in regions:
+        refuse_groups(region)
+        for block, width in (item for part in region.parts for item in _needed(part).items()):
+            other_width, other = seen.setdefault(block, (width, region))
+            if other_width != width:
+                named = [f'"{r.name}" was learned on {_learned_on(r) or "a text encoder"} ({block} {w})'
+                         for r, w in ((other, other_width), (region, width))]  # fmt: skip
+                raise RegionError(
+                    f"These regions do not go together: {' and '.join(named)}. Combine regions that were trained with "
+                    "one text encoder."
+                )
+
+
 def check_fit(region: Region, entry: Sequence[Any]) -> None:
     """Raises RegionError, naming both sides, unless every block the region moves is there at the right width."""
     if WORD_IDS in entry[1]:
@@ -102,11 +131,10 @@ def check_fit(region: Region, entry: Sequence[Any]) -> None:
         )
     tensors = text_tensors(entry)
     for part in region.parts:
-        wanted = part.widths() | {block: gate.mean.shape[-1] for block, gate in part.gates.items()}
+        wanted = _needed(part)
         met = {block: block_width(block, tensors) for block in wanted}
         if any(met[block] != width for block, width in wanted.items() if met[block] or block not in SOMETIMES):
-            encoder = region.metadata.get("encoder")
-            name = str(encoder.get("name")) if isinstance(encoder, dict) else ""
+            name = _learned_on(region)
             widths = {key: tensor.shape[-1] for key, tensor in tensors.items()}
             layers = {key: tensor.shape[1] for key, tensor in tensors.items() if tensor.ndim == 4}
             learned = Counter(key_of(block) for block in wanted if "__layer" in block)
@@ -201,6 +229,15 @@ def balances(metadata: Mapping[str, Any]) -> bool:
     return "attribute" in metadata or any(map(balances, combined))
 
 
+def refuse_groups(region: Region) -> None:
+    """Raises RegionError for a region that holds the groups of an attribute."""
+    if balances(region.metadata):
+        raise RegionError(
+            f'The region "{region.name}" holds the groups of an attribute, and acting all at once they would undo one '
+            'another: connect it to the node "Balance Safe Region" instead.'
+        )
+
+
 def apply_to_conditioning(
     conditioning: Sequence[Entry], region: Region, strength: float = 1.0, mode: str = "auto",
     start: float = 0.0, end: float = 1.0,
@@ -220,11 +257,7 @@ def apply_to_conditioning(
     if mode not in ("auto", "gated", "always"):
         raise RegionError(f'There is no mode "{mode}": use auto, gated or always.')
     check_numbers(strength, start, end)
-    if balances(region.metadata):
-        raise RegionError(
-            f'The region "{region.name}" holds the groups of an attribute, and acting all at once they would undo one '
-            'another: connect it to the node "Balance Safe Region" instead.'
-        )
+    refuse_groups(region)
     if mode == "gated" and not all(part.gates for part in region.parts):
         raise RegionError(f'The region "{region.name}" has no gate: it acts on every prompt. Use mode auto or always.')
     for entry in conditioning:

@@ -30,7 +30,7 @@ from comfyui_safe_region.region import (
     save_region,
 )  # fmt: skip
 from comfyui_safe_region.region.balance import GROUPS, STATED, known_groups
-from comfyui_safe_region.region.conditioning import ACTED
+from comfyui_safe_region.region.conditioning import ACTED, check_together
 from comfyui_safe_region.training.attributes import AttributeTrainer, demo_attribute, parse_attribute
 from comfyui_safe_region.training.cli import main
 from comfyui_safe_region.training.pairs import PairsError
@@ -306,6 +306,8 @@ def test_an_attribute_is_not_a_safe_region_and_the_other_way_round():
     for region in (attribute(), combine(attribute(), example_region())):
         with pytest.raises(RegionError, match="Balance Safe Region"):
             apply_to_conditioning([entry()], region)
+        with pytest.raises(RegionError, match="Balance Safe Region"):
+            check_together([example_region(), region])
     with pytest.raises(RegionError, match="Apply Safe Region"):
         balance_conditioning([entry()], example_region(), 8, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyui_safe_region.region import Part, Region, RegionError, apply_to_conditioning, combine, steer
-from comfyui_safe_region.region.conditioning import ACTED
+from comfyui_safe_region.region.conditioning import ACTED, check_together
 from region_examples import DTYPES, example_move, example_region, same_bits, wall_part
 
 WIDTHS = {"cross_attn": 6, "pooled_output": 8}
@@ -309,6 +310,14 @@ def test_combine_keeps_names_apart_and_counts_equal_parts_once():
     assert {part.id for part in combined.parts} == {region.parts[0].id for region in regions}
     long = combine(example_region("x" * 64, 1), example_region("x" * 64, 2))
     assert all(len(part.label) <= 64 for part in long.parts)
+
+
+def test_regions_of_different_encoders_do_not_go_together():
+    small, large = (replace(example_region(name, **widths), metadata={"name": name, "encoder": {"name": encoder}})
+                    for name, encoder, widths in (("a", "CLIP-L", {"cross_attn": 6}), ("b", "T5", {"cross_attn": 8})))
+    with pytest.raises(RegionError, match=r'"a" was learned on CLIP-L \(cross_attn 6\) and "b" was learned on T5'):
+        check_together([small, large])
+    check_together([small, example_region(**WIDTHS)])  # the pooled vector is one that the other leaves alone
 
 
 def test_combine_keeps_the_encoder_that_all_agree_on():

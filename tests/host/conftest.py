@@ -23,7 +23,8 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-for _name in ("host", "browser"):  # pytest's importlib mode does not put this folder on the path
+# pytest's importlib mode does not put this folder on the path
+for _name in ("host", "browser", "examples", "pictures"):
     _load(_name)
 
 

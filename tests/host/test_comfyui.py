@@ -14,6 +14,7 @@ from PIL import Image
 NODES = {
     "SafeRegionDemoModel", "SafeRegionPromptPairs", "TrainSafeRegion", "SaveSafeRegion", "SafeRegionLoader",
     "SafeRegionBalance", "TrainBalanceRegion", "SafeRegionConditioning", "SafeRegionGuardModel", "SafeRegionInspect",
+    "SafeRegionCombine",
 }  # fmt: skip
 PAIRS = """\
 a {knife|dagger|gun|bomb|axe|sword} on a {red|blue} table => a {cup|pencil|apple|ball|tree|flower} on a {red|blue} table

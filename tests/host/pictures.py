@@ -1,0 +1,121 @@
+"""Pictures for the docs and the template browser, made by the browser tests where SAFE_REGION_PICTURES names a folder.
+
+The folder is laid out as the repository, so that `SAFE_REGION_PICTURES=.` renews what is committed:
+`example_workflows/NAME.jpg` shows what an example draws, `docs/images/workflow_NAME.png` its graph, and
+`web/docs/images/NODE.png` a node as its help page shows it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+FOLDER = Path(os.environ["SAFE_REGION_PICTURES"]) if os.environ.get("SAFE_REGION_PICTURES") else None
+SIDE, GAP = 520, 8
+LARGEST = 60_000  # bytes
+# The example in which a node is pictured; None: alone, with what it holds at first.
+NODES = {
+    "SafeRegionBalance": "balance",
+    "SafeRegionCombine": "two_concepts",
+    "SafeRegionConditioning": "apply",
+    "SafeRegionDemoModel": "apply",
+    "SafeRegionGuardModel": "guard_model",
+    "SafeRegionLoader": "apply",
+    "SafeRegionPromptPairs": "train_and_apply",
+    "SaveSafeRegion": "train_and_apply",
+    "TrainBalanceRegion": None,
+    "TrainSafeRegion": "train_and_apply",
+}
+FLOATING = ".p-toast, .p-panel, .minimap-main-container, .actionbar-container, .selection-toolbox"
+# Of how many pictures of each preview a thumbnail is made, and how many stand in a row; otherwise one, in a row.
+TILES = {"balance": (8, 4), "compare_at_cfg_1": (3, 3)}
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG of few colours or a JPEG, as good as it may be at its size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tries = ([{"quality": quality, "optimize": True} for quality in (90, 80, 70, 60, 50)] if path.suffix == ".jpg"
+             else [{"colors": colors} for colors in (128, 64, 32, 16)])  # fmt: skip
+    for options in tries:
+        packed = io.BytesIO()
+        if path.suffix == ".jpg":
+            picture.convert("RGB").save(packed, "JPEG", **options)
+        else:
+            picture.convert("RGB").quantize(dither=Image.Dither.NONE, **options).save(packed, "PNG", optimize=True)
+        if packed.tell() <= LARGEST:
+            break
+    else:
+        raise ValueError(f"{path.name} does not fit into {LARGEST} bytes")
+    path.write_bytes(packed.getvalue())
+
+
+def thumbnail(name: str, previews: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """A square of what an example's previews show."""
+    count, columns = TILES.get(name, (1, 1))
+    tiles = [picture for pictures in previews for picture in pictures[:count]]
+    rows = -(-len(tiles) // columns)
+    room = (SIDE - GAP * (columns - 1)) / columns, (SIDE - GAP * (rows - 1)) / rows
+    scale = min(room[0] / tiles[0].width, room[1] / tiles[0].height)
+    width, height = round(tiles[0].width * scale), round(tiles[0].height * scale)
+    made = Image.new("RGB", (SIDE, SIDE), "white")
+    left = (SIDE - columns * width - (columns - 1) * GAP) // 2
+    top = (SIDE - rows * height - (rows - 1) * GAP) // 2
+    for i, tile in enumerate(tiles):
+        place = (left + i % columns * (width + GAP), top + i // columns * (height + GAP))
+        made.paste(tile.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), place)
+    return made
+
+
+def graph_picture(page: Any) -> Image.Image:
+    """The open workflow, cut at its outermost nodes."""
+    page.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.page.wait_for_timeout(1000)
+    left, top, right, bottom = page.page.evaluate("""() => {
+        const boxes = window.app.graph.nodes.map((node) => node.boundingRect);
+        const corner = (i, size, pick) => pick(...boxes.map((box) => box[i] + (size ? box[i + 2] : 0)));
+        const { scale, offset } = window.app.canvas.ds;
+        return [corner(0, 0, Math.min), corner(1, 0, Math.min), corner(0, 1, Math.max), corner(1, 1, Math.max)]
+          .map((value, i) => (value + offset[i % 2]) * scale);
+    }""")
+    return cut(page, left - 12, top - 12, right + 12, bottom + 12)
+
+
+def show(page: Any, kind: str, scale: float, left: float, top: float) -> tuple[float, float]:
+    """Move the graph so that the first node of a type has its corner there; the node's size on the page."""
+    size = page.page.evaluate("""([kind, scale, left, top]) => {
+        const { canvas, graph } = window.app;
+        const [x, y, width, height] = graph.nodes.find((node) => node.type === kind).boundingRect;
+        canvas.ds.scale = scale;
+        canvas.ds.offset[0] = left / scale - x;
+        canvas.ds.offset[1] = top / scale - y;
+        canvas.setDirty(true, true);
+        return [width * scale, height * scale];
+    }""", [kind, scale, left, top])  # fmt: skip
+    page.page.wait_for_timeout(1000)
+    return size
+
+
+def node_picture(page: Any, kind: str) -> Image.Image:
+    """A node at its full size."""
+    width, height = show(page, kind, 1, 120, 120)
+    return cut(page, 104, 104, 136 + width, 136 + height)
+
+
+def graph_square(page: Any, kind: str) -> Image.Image:
+    """A thumbnail of a graph that cannot be drawn here: around a node of this type."""
+    show(page, kind, 0.7, 600, 420)
+    return cut(page, 440, 300, 440 + SIDE, 300 + SIDE)
+
+
+def cut(page: Any, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    """Part of what the page shows, without what floats above the graph."""
+    page.page.add_style_tag(content=f"{FLOATING} {{ visibility: hidden !important }}")
+    size = page.page.viewport_size
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, size["width"]), min(bottom, size["height"])
+    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    return Image.open(io.BytesIO(page.page.screenshot(clip=clip)))

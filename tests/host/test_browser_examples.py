@@ -1,0 +1,113 @@
+"""The example workflows and the subgraph blueprint in a real page, in both renderers; and the pictures for the docs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pictures
+import pytest
+from examples import NAMES, QUICK, Workflow, changed, example, of_real_models, on_demo_model
+from PIL import Image
+
+MINE = "safe-region"  # the pack's folder
+OVERLAPS = """() => {
+    const nodes = window.app.graph.nodes.map((node) => [node.title, ...node.boundingRect]);
+    const apart = ([, x, y, w, h], [, u, v, p, q]) => x + w <= u || u + p <= x || y + h <= v || v + q <= y;
+    const over = (one, others) => others.filter((other) => !apart(one, other)).map((other) => [one[0], other[0]]);
+    return nodes.flatMap((one, i) => over(one, nodes.slice(i + 1)));
+}"""  # fmt: skip
+UNKNOWN = "window.app.graph.nodes.map((node) => node.type).filter((type) => !LiteGraph.registered_node_types[type])"
+
+
+@pytest.fixture(scope="module")
+def page_info(page_host: Any) -> dict[str, Any]:
+    return page_host.get("/object_info")
+
+
+def drawn(page: Any, history: dict[str, Any], workflow: Workflow) -> list[list[Image.Image]]:
+    """The pictures of each preview, in the order of the nodes."""
+    outputs = history["outputs"]
+    return [[Image.open(io.BytesIO(page.host.image(image))) for image in outputs[str(node["id"])]["images"]]
+            for node in workflow["nodes"] if node["type"] == "PreviewImage"]  # fmt: skip
+
+
+def test_the_template_browser_is_given_all_of_them(page_host):
+    assert sorted(page_host.get("/workflow_templates")[MINE]) == NAMES
+    for name in NAMES:
+        assert page_host.request(f"/api/workflow_templates/{MINE}/{name}.jpg").startswith(b"\xff\xd8")
+        assert page_host.get(f"/api/workflow_templates/{MINE}/{name}.json") == example(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_opens_and_runs(comfy_page, page_info, name):
+    comfy_page.load(example(name))
+    assert comfy_page.page.evaluate(UNKNOWN) == []
+    assert comfy_page.page.evaluate(OVERLAPS) == []
+    if not of_real_models(example(name)):
+        assert comfy_page.page.locator("[role=dialog]").count() == 0
+    workflow = on_demo_model(example(name), page_info)
+    if pictures.FOLDER is None:
+        workflow = changed(workflow, page_info, QUICK)
+    elif comfy_page.page.evaluate("!window.LiteGraph.vueNodesMode"):
+        pytest.skip("pictures are taken with Nodes 2.0")
+    comfy_page.load(workflow)
+    history = comfy_page.run()
+    assert history["status"]["status_str"] == "success"
+    if pictures.FOLDER:
+        take(comfy_page, name, drawn(comfy_page, history, workflow), pictures.FOLDER)
+
+
+def take(page: Any, name: str, previews: list[list[Image.Image]], folder: Path) -> None:
+    """Write the pictures of one example."""
+    for kind, where in pictures.NODES.items():
+        if where == name:
+            pictures.save(pictures.node_picture(page, kind), folder / "web" / "docs" / "images" / f"{kind}.png")
+    thumbnail = pictures.thumbnail(name, previews)
+    if of_real_models(example(name)):  # what the demo model draws would be no picture of it
+        page.load(example(name))
+        thumbnail = pictures.graph_square(page, "SafeRegionConditioning")
+    pictures.save(pictures.graph_picture(page), folder / "docs" / "images" / f"workflow_{name}.png")
+    pictures.save(thumbnail, folder / "example_workflows" / f"{name}.jpg")
+
+
+@pytest.mark.parametrize("kind", [kind for kind, name in pictures.NODES.items() if name is None])
+def test_a_node_that_is_in_no_example(comfy_page, kind):
+    comfy_page.page.evaluate("""(kind) => {
+        window.app.graph.clear();
+        window.app.graph.add(LiteGraph.createNode(kind));
+    }""", kind)  # fmt: skip
+    pictured = pictures.node_picture(comfy_page, kind)
+    assert len(pictured.convert("L").resize((40, 40)).getcolors()) > 8, "an empty picture"
+    if pictures.FOLDER and comfy_page.page.evaluate("window.LiteGraph.vueNodesMode"):
+        pictures.save(pictured, pictures.FOLDER / "web" / "docs" / "images" / f"{kind}.png")
+
+
+def test_the_blueprint_replaces_the_text_encoder_in_one_step(comfy_page, page_info):
+    """Its picture is the very one that CLIP Text Encode and Apply Safe Region give."""
+    workflow = changed(example("apply"), page_info, QUICK)
+    comfy_page.load(workflow)
+    page = comfy_page.page
+    page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.locator("input:focus").wait_for()
+    page.keyboard.type("Safe Text Encode")
+    page.get_by_text("Safe Text Encode").last.wait_for()
+    page.wait_for_timeout(500)
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    page.mouse.click(800, 900)  # newer frontends ask where
+    comfy_page.until("window.app.graph.nodes.some((node) => node.title === 'Safe Text Encode')")
+    page.evaluate("""() => {
+        const named = (title) => window.app.graph.nodes.find((node) => node.title === title);
+        const one = named('Safe Text Encode');
+        one.widgets.find((widget) => widget.name === 'text').value = 'a kitchen knife on a red background';
+        named('Safe Region Demo Model').connect(1, one, 0);
+        one.connect(0, named('Before: unsafe prompt'), 1);
+    }""")
+    history = comfy_page.run()
+    assert history["status"]["status_str"] == "success"
+    unsafe, _ = drawn(comfy_page, history, workflow)
+    for picture in map(np.asarray, unsafe):
+        assert np.array_equal(picture[:, : picture.shape[0]], picture[:, -picture.shape[0] :])
