@@ -37,19 +37,8 @@ from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
 from .prompts import MAX_KEEP, vary_harmless, vary_pairs
 from .recipe import Recipe
-from .trainer import (
-    ENCODE_BATCH,
-    PREVIEW_PROMPTS,
-    STATES_BYTES,
-    Progress,
-    blocks_of,
-    cut,
-    encode_all,
-    gated_key,
-    known_tokens,
-    same_length,
-    text_bytes,
-)
+from .text_states import ENCODE_BATCH, blocks_of, cut, encode_all, gated_key, known_tokens, same_length, text_bytes
+from .trainer import PREVIEW_PROMPTS, STATES_BYTES, Progress
 
 CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
-from ..region.blocks import block_names, key_of, read_blocks
-from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning, text_masks, text_tensors
+from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region, RegionError
 from . import processes, report
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, scaled, settle_strength
-from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
+from .gate import SPARE, calibrate_gate, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
@@ -32,8 +31,19 @@ from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
 from .prompts import PromptSets, build_sets
 from .recipe import INITIAL, TARGETS, Recipe
+from .text_states import (
+    ENCODE_BATCH,
+    beside,
+    blocks_of,
+    cut,
+    encode_all,
+    gated_key,
+    known_tokens,
+    same_length,
+    stacked,
+    text_bytes,
+)
 
-ENCODE_BATCH = 64
 PREVIEW_EVERY = 50  # steps
 PREVIEW_PROMPTS = 4
 REPORT_STEPS = 12  # of sampling, for pictures
@@ -51,71 +61,6 @@ class Progress:
     loss: float | None = None
     preview: Image.Image | None = None
     message: str = ""
-
-
-def stacked(entries: Sequence[Entry]) -> dict[str, Tensor]:
-    """Entries' text by option, [N, T, D] or [N, L, T, D].
-
-    What is padding, masked, or text that only other prompts have, is zero and counts for nothing.
-    """
-    found: dict[str, list[Tensor | None]] = {}
-    for i, entry in enumerate(entries):
-        tensors = text_tensors(entry)
-        masks = text_masks(entry, tensors)
-        for key, tensor in tensors.items():
-            tokens = (tensor.unsqueeze(-2) if tensor.ndim == 2 else tensor)[0]
-            if key in masks:
-                tokens = tokens * (masks[key] != 0).to(tokens).unsqueeze(-1)[0]
-            found.setdefault(key, [None] * len(entries))[i] = tokens
-    return {key: _padded(states) for key, states in found.items()}
-
-
-def text_bytes(backbone: Backbone, prompt: str) -> int:
-    """What one prompt's text states take."""
-    return sum(tensor.nbytes for tensor in text_tensors(backbone.encode([prompt])[0]).values())
-
-
-def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
-    """Text states of many prompts, as `stacked` has them."""
-    entries: list[Entry | None] = [None] * len(prompts)
-    mine = range(processes.index(), len(prompts), processes.count())
-    for begin in range(0, len(mine), ENCODE_BATCH):
-        rows = mine[begin : begin + ENCODE_BATCH]
-        for row, entry in zip(rows, backbone.encode([prompts[row] for row in rows])):
-            entries[row] = entry
-        tell(f"{min((begin + ENCODE_BATCH) * processes.count(), len(prompts))} of {len(prompts)} prompts")
-    for row, entry in processes.gathered([(row, entries[row]) for row in mine]):
-        entries[row] = entry
-    return stacked(entries)
-
-
-def _padded(states: Sequence[Tensor | None]) -> Tensor:
-    """States [T, D] or [L, T, D] of different lengths beside one another; None is none at all."""
-    some = next(state for state in states if state is not None)
-    rows = [some[..., :0, :] if state is None else state for state in states]
-    padded = torch.nn.utils.rnn.pad_sequence([row.movedim(-2, 0) for row in rows], batch_first=True)
-    return padded.movedim(1, -2)
-
-
-def blocks_of(*encoded: dict[str, Tensor]) -> list[str]:
-    """The blocks that all of these have, and that a region is to move."""
-    return [name for name in block_names(encoded[0]) if all(key_of(name) in found for found in encoded)]
-
-
-def cut(encoded: dict[str, Tensor], block: str) -> Tensor:
-    """One block of stacked text: [N, T, D]."""
-    return read_blocks(encoded, [block])[block]
-
-
-def known_tokens(harmless: dict[str, Tensor], others: dict[str, Tensor], blocks: Sequence[str]) -> dict[str, Tensor]:
-    """The constant tokens of each block that has some."""
-    found = {block: constant_tokens(cut(harmless, block), cut(others, block)) for block in dict.fromkeys(blocks)}
-    return {block: tokens for block, tokens in found.items() if tokens is not None}
-
-
-def gated_key(encoded: dict[str, Tensor]) -> str:
-    """The text that the gate looks at, all of it, whatever blocks it is divided into for the move."""
-    return CROSS_ATTENTION if CROSS_ATTENTION in encoded else next(iter(encoded))
 
 
 class Trainer:
@@ -249,7 +194,7 @@ class Trainer:
                 break
             # for the walls only: odd forms among the move's prompts made it weaker on all the others
             for name, side in (("unsafe", 0), ("safe", 1)):
-                states[name] = _beside(states[name], self._encode([pair[side] for pair in found])[gated])
+                states[name] = beside(states[name], self._encode([pair[side] for pair in found])[gated])
             gate = self._fit_gate(states, gated, constant)
         part = processes.agreed(self._instant_part(encoded, blocks, gated, gate, constant))
         self._keep(part)
@@ -420,12 +365,3 @@ class Trainer:
 def _detached(move: Move) -> Move:
     return replace(move, **{name: tensor.detach() for name, tensor in move.tensors().items()})
 
-
-def _beside(first: Tensor, second: Tensor) -> Tensor:
-    """States [N, T, D] and [M, T, D] as [N + M, T, D], the shorter ones padded."""
-    return torch.nn.utils.rnn.pad_sequence([*first, *second], batch_first=True)
-
-
-def same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    length = min(first.shape[1], second.shape[1])
-    return first[:, :length], second[:, :length]
