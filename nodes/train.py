@@ -21,8 +21,9 @@ from ..training import report
 from ..training.attributes import AttributeTrainer
 from ..training.pairs import PromptPairs
 from ..training.plan import plan
+from ..training.progress import Progress
 from ..training.recipe import PRESETS, Recipe
-from ..training.trainer import Progress, Trainer
+from ..training.trainer import Trainer
 from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, show_text
 from .folders import save_folder
 from .names import free_path, shown

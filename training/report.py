@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..region.region import Region
+from .progress import separation
+
+MOST_PREVIEW = 20_000  # bytes of the picture in a region's metadata, as text
 INK, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
 
 
@@ -28,16 +35,6 @@ def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def row(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Images side by side."""
-    sheet = Image.new("RGB", (sum(i.width + gap for i in images) - gap, max(i.height for i in images)), PAPER)
-    x = 0
-    for image in images:
-        sheet.paste(image, (x, 0))
-        x += image.width + gap
-    return sheet
-
-
 def shorten(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
     """The text, cut with an ellipsis to a width in pixels."""
     if draw.textlength(text, font(size)) <= width:
@@ -54,6 +51,33 @@ def wrapped(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
                 default=1)  # fmt: skip
     rest = " ".join(words[first:])
     return "\n".join(shorten(line, draw, width, size) for line in (" ".join(words[:first]), rest) if line)
+
+
+def mosaic(rows: Sequence[Sequence[Image.Image]], size: int = 128, gap: int = 4) -> Image.Image:
+    """Rows of pictures, all as many."""
+    cell = size + gap
+    made = Image.new("RGB", (len(rows[0]) * cell - gap, len(rows) * cell - gap), PAPER)
+    for y, pictures in enumerate(rows):
+        for x, picture in enumerate(pictures):
+            made.paste(picture.resize((size, size)), (x * cell, y * cell))
+    return made
+
+
+def jpeg_text(image: Image.Image, most: int) -> str:
+    """A JPEG in base64 of at most that many characters, as good and as large as that allows."""
+    for quality in (90, 75, 50, 30):
+        content = BytesIO()
+        image.convert("RGB").save(content, "JPEG", quality=quality)
+        text = base64.b64encode(content.getvalue()).decode()
+        if len(text) <= most:
+            return text
+    return jpeg_text(image.resize((image.width // 2, image.height // 2)), most)
+
+
+def with_preview(region: Region, rows: Sequence[tuple[str, Image.Image, Image.Image]]) -> Region:
+    """The region with a small picture in its metadata: what two prompts draw without it, and to the right with it."""
+    small = jpeg_text(mosaic([(before, after) for _, before, after in rows[:2]], 126), MOST_PREVIEW)
+    return replace(region, metadata=region.metadata | {"preview": small})
 
 
 def captioned(pictures: Sequence[tuple[str, Image.Image]], columns: int = 8, size: int = 128) -> Image.Image:
@@ -109,21 +133,14 @@ def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], depths
     left, top, right, bottom = box
     draw.text((left, top - 20), "depth beyond the walls: harmless and unsafe prompts, both held out", INK, font(12))
     draw.rectangle(box, outline=FAINT)
-    if depths is None:
+    found = separation(*depths) if depths else None
+    if found is None:
         return
-    finite = [d[torch.isfinite(d)].float().cpu() for d in depths]
-    if not any(len(d) for d in finite):
-        return
-    low = min(float(d.min()) for d in finite if len(d))
-    high = max(float(d.max()) for d in finite if len(d))
-    low, high = min(low, -0.1), max(high, 0.1)
-    for values, colour in zip(finite, (SAFE, UNSAFE)):
-        if len(values):
-            counts = torch.histc(values, 48, low, high)
-            counts = counts / counts.max()
-            for i, count in enumerate(counts.tolist()):
-                x = left + (right - left) * (i + 0.5) / 48
-                draw.line((x, bottom, x, bottom - (bottom - top) * 0.9 * count), fill=colour, width=3)
+    low, high = found.low, found.high
+    for counts, colour in zip(found.counts, (SAFE, UNSAFE)):
+        for i, count in enumerate(counts):
+            x = left + (right - left) * (i + 0.5) / len(counts)
+            draw.line((x, bottom, x, bottom - (bottom - top) * 0.9 * count / max(1, *counts)), fill=colour, width=3)
     zero = left + (right - left) * -low / (high - low)
     draw.line((zero, top, zero, bottom), fill=INK)
     draw.text((zero + 4, top + 2), "wall", INK, font(10))

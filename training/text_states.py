@@ -38,15 +38,24 @@ def text_bytes(backbone: Backbone, prompt: str) -> int:
     return sum(tensor.nbytes for tensor in text_tensors(backbone.encode([prompt])[0]).values())
 
 
-def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
-    """Text states of many prompts, as `stacked` has them."""
+def batches(count: int) -> int:
+    """In how many batches so many prompts are encoded."""
+    return -(-count // ENCODE_BATCH)
+
+
+def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[int, str], None]) -> dict[str, Tensor]:
+    """Text states of many prompts, as `stacked` has them. `tell` is called with batches that were done, and a message.
+
+    Where several processes encode, the batches of all are told as if they went on side by side.
+    """
     entries: list[Entry | None] = [None] * len(prompts)
     mine = range(processes.index(), len(prompts), processes.count())
     for begin in range(0, len(mine), ENCODE_BATCH):
         rows = mine[begin : begin + ENCODE_BATCH]
         for row, entry in zip(rows, backbone.encode([prompts[row] for row in rows])):
             entries[row] = entry
-        tell(f"{min((begin + ENCODE_BATCH) * processes.count(), len(prompts))} of {len(prompts)} prompts")
+        before, done = (min(rows * processes.count(), len(prompts)) for rows in (begin, begin + ENCODE_BATCH))
+        tell(batches(done) - batches(before), f"{done} of {len(prompts)} prompts")
     for row, entry in processes.gathered([(row, entries[row]) for row in mine]):
         entries[row] = entry
     return stacked(entries)
@@ -58,6 +67,11 @@ def _padded(states: Sequence[Tensor | None]) -> Tensor:
     rows = [some[..., :0, :] if state is None else state for state in states]
     padded = torch.nn.utils.rnn.pad_sequence([row.movedim(-2, 0) for row in rows], batch_first=True)
     return padded.movedim(1, -2)
+
+
+def few(states: Tensor, most: int = 128) -> Tensor:
+    """Some of the prompts of states [N, T, D], from all over them."""
+    return states[:: -(-len(states) // most)]
 
 
 def blocks_of(*encoded: dict[str, Tensor]) -> list[str]:
