@@ -37,7 +37,7 @@ from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
 from .plan import Work, attribute_work, costs
-from .progress import ERROR, GAP, WALLS, Ledger, Progress, Separation, separation
+from .progress import GROUP_LEFT, WALLS, Ledger, Progress, Separation, measure, separation
 from .prompts import MAX_KEEP, vary_harmless, vary_pairs
 from .recipe import PREVIEW_PROMPTS, REPORT_STEPS, Recipe
 from .text_states import (
@@ -291,6 +291,7 @@ class AttributeTrainer:
         self.losses: list[float] = []
         self.numbers: dict[str, Any] = {}
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
+        self.measure = measure(self.recipe, GROUP_LEFT)  # what the losses are
         self._depths: tuple[Tensor, Tensor] | None = None
         self._stated: Part | None = None
         if self.recipe.steps and not backbone.can_denoise:
@@ -317,7 +318,8 @@ class AttributeTrainer:
 
     def picture(self) -> Image.Image:
         """The report: loss curve, depths of harmless and open prompts, before and after."""
-        return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
+        found = told_apart(*self._depths) if self._depths else None
+        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
 
     # --- what it will take ---
 
@@ -485,7 +487,7 @@ class AttributeTrainer:
                 self.losses.append(loss)
                 parts[i] = current
                 self._keep(parts)
-                self._ledger.report("discover", loss=loss, measure=GAP,
+                self._ledger.report("discover", loss=loss, measure=self.measure,
                                     message=f"{current.label}: step {step + 1} of {recipe.steps}")  # fmt: skip
                 if recipe.previews_after(step) and self.draws() and processes.index() == 0:
                     self._ledger.report("preview", preview=self._preview(self.region, current.label),
@@ -515,7 +517,7 @@ class AttributeTrainer:
 
             def visit(step: int, loss: float, part: Part) -> None:
                 self.losses.append(loss)
-                self._ledger.report("discover", loss=loss, measure=ERROR,
+                self._ledger.report("discover", loss=loss, measure=self.measure,
                                     message=f"{part.label}: trajectory {step + 1} of {recipe.steps}")  # fmt: skip
 
             parts.append(

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .recipe import Recipe
+
 # What a loss is, for people
 WALLS = "distance of prompts from their side of the walls"
-GAP = "share of the unsafe picture left"
-ERROR = "error"
+UNSAFE_LEFT = "share of the unsafe picture left"
+GROUP_LEFT = "share of the way to a group's picture left"
 
 BINS = 48
 MOST_POINTS = 300  # of a curve that is shown
@@ -65,18 +67,22 @@ class Progress:
     seconds_left: float | None = None  # None: it cannot be told yet
 
 
+def measure(recipe: Recipe, gap: str) -> str:
+    """What the losses of a whole run are: `gap`, or what its preset has in place of it."""
+    if recipe.preset == "paper":
+        return "error"
+    return gap if recipe.steps else "share of prompts left inside, before and after"
+
+
 def duration(seconds: float) -> str:
-    """A time as a person would estimate it: 45 s, 3 min, 1 h 20 min."""
+    """A time as a person would estimate it: a few seconds, about 45 s, about 1 h 20 min."""
     if seconds < 10:
         return "a few seconds"
     if seconds < 55:
-        return f"{5 * round(seconds / 5)} s"
+        return f"about {5 * round(seconds / 5)} s"
     minutes = round(seconds / 60)
-    if minutes < 10:
-        return f"{max(minutes, 1)} min"
-    minutes = 5 * round(minutes / 5)
-    hours, minutes = divmod(minutes, 60)
-    return " ".join([*([f"{hours} h"] if hours else []), *([f"{minutes} min"] if minutes else [])])
+    hours, minutes = divmod(minutes if minutes < 10 else 5 * round(minutes / 5), 60)
+    return " ".join(["about", *([f"{hours} h"] if hours else []), *([f"{minutes} min"] if minutes else [])])
 
 
 def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[float]:
@@ -182,7 +188,7 @@ class View:
     def line(self) -> str:
         """Where the run is, in a line."""
         progress = self.progress
-        left = f"about {duration(progress.seconds_left)} left" if progress.seconds_left is not None else ""
+        left = f"{duration(progress.seconds_left)} left" if progress.seconds_left else ""
         return " · ".join(filter(None, (progress.stage, progress.message, left)))
 
     def words(self) -> str:

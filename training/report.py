@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..region.region import Region
-from .progress import separation
+from .progress import Separation
 
 MOST_PREVIEW = 20_000  # bytes of the picture in a region's metadata, as text
-INK, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
+INK, PALE, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#6b7280", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -110,40 +110,51 @@ def before_after(
     return sheet
 
 
-def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float]) -> None:
+def smooth(values: Sequence[float]) -> list[float]:
+    """Running means over a fortieth of the values."""
+    window = max(1, len(values) // 40)
+    return [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
+
+
+def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float], measure: str) -> None:
     left, top, right, bottom = box
-    draw.text((left, top - 20), "loss: share of the unsafe picture left", INK, font(12))
+    draw.text((left, top - 20), measure, INK, font(12))
     draw.rectangle(box, outline=FAINT)
     if not values:
         return
-    window = max(1, len(values) // 40)
-    smooth = [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
-    high = max(max(smooth), 1e-9)
-    points = [
-        (left + (right - left) * i / max(1, len(smooth) - 1), bottom - (bottom - top) * 0.95 * value / high)
-        for i, value in enumerate(smooth)
-    ]
-    if len(points) > 1:
-        draw.line(points, fill=SAFE, width=2)
-    draw.text((left + 4, top + 2), f"{high:.3g}", FAINT, font(10))
-    draw.text((right - 110, bottom - 16), f"last {smooth[-1]:.3g}, {len(values)} steps", INK, font(10))
+    means = smooth(values)
+    high = max(*values, 1e-9) if len(values) < 40 else max(*means, 1e-9)
+
+    def points(of: Sequence[float]) -> list[tuple[float, float]]:
+        across = (right - left) / max(1, len(of) - 1)
+        return [(left + across * i, max(bottom - (bottom - top) * 0.95 * y / high, top)) for i, y in enumerate(of)]
+
+    draw.line(points(values), fill=FAINT)
+    draw.line(points(means), fill=SAFE, width=2)
+    draw.text((left + 4, top + 4), f"{high:.3g}", PALE, font(10))
+    draw.text((left + 4, bottom - 16), "0", PALE, font(10))
+    last = f"{means[-1]:.3g} after {len(values)} steps"
+    draw.text((right - 6 - draw.textlength(last, font(10)), top + 4), last, INK, font(10))
 
 
-def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], depths: tuple[Tensor, Tensor] | None) -> None:
+def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], found: Separation | None) -> None:
     left, top, right, bottom = box
-    draw.text((left, top - 20), "depth beyond the walls: harmless and unsafe prompts, both held out", INK, font(12))
+    draw.text((left, top - 20), "held-out prompts, by their depth beyond the walls", INK, font(12))
     draw.rectangle(box, outline=FAINT)
-    found = separation(*depths) if depths else None
     if found is None:
         return
-    low, high = found.low, found.high
-    for counts, colour in zip(found.counts, (SAFE, UNSAFE)):
-        for i, count in enumerate(counts):
-            x = left + (right - left) * (i + 0.5) / len(counts)
-            draw.line((x, bottom, x, bottom - (bottom - top) * 0.9 * count / max(1, *counts)), fill=colour, width=3)
-    zero = left + (right - left) * -low / (high - low)
-    draw.line((zero, top, zero, bottom), fill=INK)
-    draw.text((zero + 4, top + 2), "wall", INK, font(10))
+    wide = (right - left) / len(found.counts[0])
+    for i, (counts, colour) in enumerate(zip(found.counts, (SAFE, UNSAFE))):
+        for j, count in enumerate(counts):
+            x, high = left + wide * (j + i / 2), (bottom - top - 24) * count / max(1, *counts)
+            if count:
+                draw.rectangle((x, bottom - max(high, 1), x + wide / 2, bottom), fill=colour)
+        words = f"{found.names[i]}: {found.outside[i]:.1%} outside"
+        x = left + 6 if i == 0 else right - 6 - draw.textlength(words, font(11))
+        draw.text((x, top + 4), words, colour, font(11))
+    zero = left + (right - left) * -found.low / (found.high - found.low)
+    draw.line((zero, top + 20, zero, bottom), fill=INK)
+    draw.text((zero + 4, top + 20), "wall", INK, font(10))
 
 
 def summary(numbers: dict[str, Any]) -> list[str]:
@@ -161,7 +172,8 @@ def summary(numbers: dict[str, Any]) -> list[str]:
 def picture(
     title: str,
     losses: Sequence[float],
-    depths: tuple[Tensor, Tensor] | None,
+    measure: str,
+    found: Separation | None,
     rows: Sequence[tuple[str, Image.Image, Image.Image]],
     numbers: dict[str, Any],
 ) -> Image.Image:
@@ -172,8 +184,8 @@ def picture(
     draw = ImageDraw.Draw(sheet)
     draw.text((12, 8), f"Safe region: {title}", INK, font(20))
     draw.text((12, 34), ", ".join(summary(numbers)), INK, font(12))
-    _curve(draw, (12, 80, width // 2 - 10, 280), losses)
-    _histogram(draw, (width // 2 + 10, 80, width - 12, 280), depths)
+    _curve(draw, (12, 80, width // 2 - 10, 280), losses, measure)
+    _histogram(draw, (width // 2 + 10, 80, width - 12, 280), found)
     if grid:
         sheet.paste(grid, (0, 296))
     return sheet

@@ -30,7 +30,7 @@ from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
 from .plan import Work, costs, region_work
-from .progress import ERROR, GAP, WALLS, Ledger, Progress, separation
+from .progress import UNSAFE_LEFT, WALLS, Ledger, Progress, measure, separation
 from .prompts import PromptSets, build_sets
 from .recipe import INITIAL, PREVIEW_PROMPTS, REPORT_STEPS, STRENGTH_PROMPTS, TARGETS, Recipe
 from .text_states import (
@@ -73,6 +73,7 @@ class Trainer:
         self.losses: list[float] = []
         self.numbers: dict[str, Any] = {}
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
+        self.measure = measure(self.recipe, UNSAFE_LEFT)  # what the losses are
         self._depths: tuple[Tensor, Tensor] | None = None
         self._text: dict[str, TokenStatistics] = {}  # by block
         if self.recipe.initial not in INITIAL or self.recipe.target not in TARGETS:
@@ -103,7 +104,8 @@ class Trainer:
 
     def picture(self) -> Image.Image:
         """The report: loss curve, depths of harmless and unsafe prompts, before and after."""
-        return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
+        found = separation(*self._depths) if self._depths else None
+        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
 
     # --- what it will take ---
 
@@ -297,7 +299,8 @@ class Trainer:
         def visit(step: int, loss: float, current: Part) -> None:
             self.losses.append(loss)
             self._keep(current)
-            self._ledger.report("discover", loss=loss, measure=GAP, message=f"step {step + 1} of {recipe.steps}")
+            self._ledger.report("discover", loss=loss, measure=self.measure,
+                                message=f"step {step + 1} of {recipe.steps}")  # fmt: skip
             if recipe.previews_after(step) and self.draws() and processes.index() == 0:
                 self._ledger.report("preview", preview=self._preview(self.region), message=f"after step {step + 1}")
 
@@ -320,7 +323,7 @@ class Trainer:
         def visit(step: int, loss: float, part: Part) -> None:
             self.losses.append(loss)
             self._keep(part)
-            self._ledger.report("discover", loss=loss, measure=ERROR,
+            self._ledger.report("discover", loss=loss, measure=self.measure,
                                 message=f"trajectory {step + 1} of {recipe.steps}")  # fmt: skip
 
         self._keep(
