@@ -221,5 +221,5 @@ def test_a_view_of_a_long_run_stays_small_and_speaks():
         view.see(Progress("discover", i + 2, 5002, 1 / (i + 1), None, f"step {i + 1}", UNSAFE_LEFT, seconds_left=90))
     assert len(json.dumps(view.numbers())) < 6_000
     assert view.numbers()["count"] == 5000 and len(view.numbers()["losses"]) <= 300
-    assert view.line() == "discover · step 5000 · about 2 min left"
+    assert view.line() == "discover, step 5000, about 2 min left"
     assert f"{UNSAFE_LEFT}: 0.0002 after 5000; outside of the walls: 0.0% of harmless" in view.words()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +15,9 @@ from torch import Tensor
 from .recipe import Recipe
 
 # What a loss is, for people
-WALLS = "distance of prompts from their side of the walls"
-UNSAFE_LEFT = "share of the unsafe picture left"
-GROUP_LEFT = "share of the way to a group's picture left"
+WALLS = "error of the walls"
+UNSAFE_LEFT = "share of unsafe picture left"
+GROUP_LEFT = "share of the way left"
 
 BINS = 48
 MOST_POINTS = 300  # of a curve that is shown
@@ -189,7 +190,7 @@ class View:
         """Where the run is, in a line."""
         progress = self.progress
         left = f"{duration(progress.seconds_left)} left" if progress.seconds_left else ""
-        return " · ".join(filter(None, (progress.stage, progress.message, left)))
+        return ", ".join(filter(None, (progress.stage, progress.message, left)))
 
     def words(self) -> str:
         """What a chart of it shows, for those who cannot see it."""
@@ -203,6 +204,6 @@ class View:
             "stage": progress.stage, "step": progress.step, "total": progress.total, "line": self.line(),
             "words": self.words(), "measure": self.measure, "count": len(self.losses),
             "seconds_left": progress.seconds_left,
-            "losses": [float(f"{loss:.4g}") for loss in thinned(self.losses)],
+            "losses": [float(f"{loss:.4g}") if math.isfinite(loss) else None for loss in thinned(self.losses)],
             "separation": asdict(self.separation) if self.separation else None,
         }  # fmt: skip
