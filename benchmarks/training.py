@@ -38,8 +38,9 @@ from comfyui_safe_region.evaluation.steering import compare, draw_set
 from comfyui_safe_region.region import load_region, save_region
 from comfyui_safe_region.region.files import write_atomically
 from comfyui_safe_region.training.pairs import demo_pairs
+from comfyui_safe_region.training.progress import Progress
 from comfyui_safe_region.training.recipe import PRESETS, Recipe
-from comfyui_safe_region.training.trainer import Progress, Trainer
+from comfyui_safe_region.training.trainer import Trainer
 
 INITIAL = ("lora", "instant", "difference", "zero")
 SETS = ("held-out words", "implicit", "mixed", "odd forms")

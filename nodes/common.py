@@ -58,6 +58,17 @@ def show_text(node_id: str | None, text: str) -> None:
         server.send_progress_text(text, node_id)
 
 
+def send_event(name: str, detail: dict[str, Any]) -> None:
+    """Tell the page that started the run; without a server (in tests) nothing happens."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(name, detail, server.client_id)
+
+
 def picture_tensor(picture: Image.Image) -> torch.Tensor:
     """A PIL picture as ComfyUI's IMAGE: [1, H, W, 3] in 0..1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]

@@ -21,11 +21,16 @@ from ..training import report
 from ..training.attributes import AttributeTrainer
 from ..training.pairs import PromptPairs
 from ..training.plan import plan
+from ..training.progress import Progress, View
 from ..training.recipe import PRESETS, Recipe
-from ..training.trainer import Progress, Trainer
-from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, show_text
+from ..training.trainer import Trainer
+from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, send_event
 from .folders import save_folder
-from .names import free_path, shown
+from .names import free_path
+
+EVENT = "safe_region.training"
+SEND_EVERY, SEND_PICTURE_EVERY = 0.25, 2.0  # seconds
+MOST_PICTURE = 40_000  # bytes of a preview in a message, as text
 
 
 def recipe_from(preset: str, seed: int, **numbers: float) -> Recipe:
@@ -40,10 +45,16 @@ def plottable(losses: Sequence[float]) -> list[float]:
 
 
 class _Reporter:
-    """Passes a run's progress on to the node: bar, preview, one line of text. Raises when the user interrupts."""
+    """Passes a run's progress on to the node: bar, preview, and the chart of web/js/training_chart.js.
 
-    def __init__(self, node_id: str | None) -> None:
-        self.node_id, self.bar, self.last, self.stage = node_id, None, 0.0, ""
+    Raises when the user interrupts.
+    """
+
+    def __init__(self, node_id: str | None, will_take: str) -> None:
+        self.node_id, self.bar, self.view = node_id, None, View()
+        self.sent = self.sent_picture = -math.inf  # when
+        self.picture = ""
+        self._send(line=will_take)
 
     def __call__(self, progress: Progress) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -51,14 +62,27 @@ class _Reporter:
             self.bar = comfy.utils.ProgressBar(progress.total, node_id=self.node_id)
         preview = ("JPEG", progress.preview, 512) if progress.preview is not None else None
         self.bar.update_absolute(progress.step, progress.total, preview)
-        if progress.stage != self.stage:
-            self.stage = progress.stage
+        begins = progress.stage != self.view.progress.stage
+        if begins:
             logging.info("Safe Region: %s", progress.stage)
-        now = time.monotonic()
-        if now - self.last > 0.2 or progress.step >= progress.total:
-            self.last = now
-            loss = f"loss {progress.loss:.4f}" if progress.loss is not None else ""
-            show_text(self.node_id, shown(" · ".join(filter(None, (progress.stage, progress.message, loss)))))
+        self.view.see(progress)
+        if progress.preview is not None:
+            self.picture, self.sent_picture = report.jpeg_text(progress.preview, MOST_PICTURE), -math.inf
+        if begins or time.monotonic() - self.sent > SEND_EVERY or progress.step >= progress.total:
+            self._send()
+
+    def end(self, state: str, line: str) -> None:
+        """The last message: `done` or `stopped`, with a line that says more."""
+        self.sent_picture = -math.inf
+        self._send(state=state, line=line)
+
+    def _send(self, state: str = "running", **more: str) -> None:
+        """All that a chart needs, so that a page may be opened in the midst of a run; the picture not as often."""
+        self.sent = time.monotonic()
+        detail = {"node": self.node_id, "state": state, **self.view.numbers(), **more}
+        if not self.picture or self.sent - self.sent_picture > SEND_PICTURE_EVERY:
+            detail["picture"], self.sent_picture = self.picture, self.sent
+        send_event(EVENT, detail)
 
 
 def keep_interrupted(region: Region | None, concept: str) -> Path | None:
@@ -80,22 +104,21 @@ def finished(node: type[io.ComfyNode], trainer: Trainer | AttributeTrainer, mode
     A run that does not finish leaves what it had learned in models/safe_regions/interrupted.
     """
     node_id = node.hidden.unique_id
-    if isinstance(trainer, Trainer):
-        will_take = plan(trainer).sentences()
-        logging.info("Safe Region: %s", "; ".join(will_take))
-        show_text(node_id, shown("; ".join(will_take)))
+    will_take = "; ".join(plan(trainer).sentences())
+    logging.info("Safe Region: %s", will_take)
+    reporter = _Reporter(node_id, will_take)
     try:
-        region = trainer.run(_Reporter(node_id))
+        region = trainer.run(reporter)
     except BaseException:
         kept = keep_interrupted(trainer.region, trainer.concept)
         if kept is not None:
             logging.info("Safe Region: training did not finish; what was learned so far is in %s", kept)
-            show_text(node_id, shown(f"not finished; kept in {kept}", 1000))
+        reporter.end("stopped", f"not finished; what was learned so far is in {kept}" if kept else "not finished")
         raise
     region = replace(region, metadata={"base_model": type(model.model).__name__, **region.metadata})
     picture = picture_tensor(trainer.picture())
     summary = "\n".join(report.summary(trainer.numbers))
-    show_text(node_id, shown(summary))
+    reporter.end("done", summary)
     shown_on_node = {**ui.PreviewImage(picture, cls=node).as_dict(), **ui.PreviewText(summary).as_dict()}
     return io.NodeOutput(region, {"loss": plottable(trainer.losses)}, picture, ui=shown_on_node)
 

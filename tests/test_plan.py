@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from comfyui_safe_region.training.attributes import AttributeTrainer, parse_attribute
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.plan import plan
 from comfyui_safe_region.training.recipe import PRESETS
@@ -43,6 +44,27 @@ RECIPES = {
     "instant": replace(PRESETS["instant"], prompts=900),
     "paper": replace(PRESETS["paper"], steps=3, sampling_steps=10),
 }
+
+
+ROWS = parse_attribute(
+    "attribute: kind\n"
+    "a {zzcook|zzjudge|zzpilot|zzdoctor} {in the park|at night|by the sea} => "
+    "left: a leftish {zzcook|zzjudge|zzpilot|zzdoctor} {in the park|at night|by the sea} => "
+    "right: a rightish {zzcook|zzjudge|zzpilot|zzdoctor} {in the park|at night|by the sea}"
+)
+
+
+@pytest.mark.parametrize("drawing", [True, False])
+@pytest.mark.parametrize("name", ["region", "instant", "paper"])
+def test_the_plan_of_an_attribute_is_what_the_run_takes(name, drawing):
+    backbone = CountingToy(drawing)
+    trainer = AttributeTrainer(backbone, ROWS, RECIPES[name])
+    expected = plan(trainer)
+    backbone.encoded, backbone.calls = 1, 0
+    trainer.run()
+    assert expected.encodings == backbone.encoded
+    assert expected.evaluations == backbone.calls
+    assert expected.gradients == backbone.with_gradients
 
 
 @pytest.mark.parametrize("drawing", [True, False])

@@ -27,7 +27,8 @@ from comfyui_safe_region.region.conditioning import CROSS_ATTENTION, text_blocks
 from comfyui_safe_region.region.files import region_bytes, region_from_bytes
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.recipe import PRESETS
-from comfyui_safe_region.training.trainer import Trainer, stacked
+from comfyui_safe_region.training.text_states import stacked
+from comfyui_safe_region.training.trainer import Trainer
 from region_examples import example_gate, example_move, example_part, same_bits
 from toy_model import WIDTH, ToyBackbone
 

@@ -14,8 +14,9 @@ from comfyui_safe_region.training.gate import calibrate_gate, conformal_threshol
 from comfyui_safe_region.training.instant import instant_move, token_statistics
 from comfyui_safe_region.training.pairs import PairsError, parse_pairs
 from comfyui_safe_region.training.paper_recipe import lms_coefficient
+from comfyui_safe_region.training.progress import Progress
 from comfyui_safe_region.training.recipe import PRESETS
-from comfyui_safe_region.training.trainer import Progress, Trainer
+from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
 
 PAIRS = parse_pairs(

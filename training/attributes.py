@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,21 +36,22 @@ from .gate import STEPS as GATE_STEPS
 from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
+from .plan import Work, attribute_work, costs
+from .progress import GROUP_LEFT, WALLS, Ledger, Progress, Separation, measure, separation
 from .prompts import MAX_KEEP, vary_harmless, vary_pairs
-from .recipe import Recipe
-from .trainer import (
+from .recipe import PREVIEW_PROMPTS, REPORT_STEPS, Recipe
+from .text_states import (
     ENCODE_BATCH,
-    PREVIEW_PROMPTS,
-    STATES_BYTES,
-    Progress,
     blocks_of,
     cut,
     encode_all,
+    few,
     gated_key,
     known_tokens,
     same_length,
     text_bytes,
 )
+from .trainer import STATES_BYTES
 
 CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8
@@ -271,6 +273,11 @@ def calibrate_stated(
     return replace(gate, bias=gate.bias + threshold), (inside + 1) / (len(told) + 1)
 
 
+def told_apart(others: Tensor, opened: Tensor) -> Separation | None:
+    """By the depths of prompts that may not change, and of open ones."""
+    return separation(others, opened, ("other", "open"))
+
+
 class AttributeTrainer:
     """One run. `region` is the best attribute region so far, or None: it stays usable when the run is interrupted."""
 
@@ -284,6 +291,7 @@ class AttributeTrainer:
         self.losses: list[float] = []
         self.numbers: dict[str, Any] = {}
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
+        self.measure = measure(self.recipe, GROUP_LEFT)  # what the losses are
         self._depths: tuple[Tensor, Tensor] | None = None
         self._stated: Part | None = None
         if self.recipe.steps and not backbone.can_denoise:
@@ -293,12 +301,8 @@ class AttributeTrainer:
         """Train, report along the way and return the region. Whatever `visit` raises ends the run."""
         began = time.monotonic()
         with torch.inference_mode(False), torch.enable_grad():
-            self._visit, self._done = visit, 0
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            one = text_bytes(self.backbone, self.pairs.rows[0][0] if self.pairs.rows else "")
-            most = min(self.recipe.prompts, STATES_BYTES // one)
-            self.learn, self.held_out = build_halves(self.pairs, self.recipe.seed, most)
-            self._total = self._count_steps()
+            self._ledger = Ledger(self._count_steps(), costs(self), visit)
             if self.recipe.preset == "paper":
                 self._run_paper()
             else:
@@ -306,33 +310,70 @@ class AttributeTrainer:
             self.numbers["seconds"] = round(time.monotonic() - began, 1)
             assert self.region is not None  # noqa: S101 - both runs set it
             self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
-            if self.backbone.can_denoise and self.backbone.can_decode and processes.index() == 0:
+            if self.draws() and processes.index() == 0:
                 self.before_after = self._draw_before_after(self.region)
-                self._report("report", message="before and after")
+                self.region = report.with_preview(self.region, self.before_after)
+                self._ledger.report("report", message="before and after")
         return self.region
 
     def picture(self) -> Image.Image:
         """The report: loss curve, depths of harmless and open prompts, before and after."""
-        return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
+        found = told_apart(*self._depths) if self._depths else None
+        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
 
-    def _count_steps(self) -> int:
+    # --- what it will take ---
+
+    @cached_property
+    def prompt_bytes(self) -> int:
+        """What the text states of one prompt take."""
+        return text_bytes(self.backbone, self.pairs.rows[0][0] if self.pairs.rows else "")
+
+    @cached_property
+    def _halves(self) -> tuple[Half, Half]:
+        most = min(self.recipe.prompts, STATES_BYTES // self.prompt_bytes)
+        return build_halves(self.pairs, self.recipe.seed, most)
+
+    @property
+    def learn(self) -> Half:
+        return self._halves[0]
+
+    @property
+    def held_out(self) -> Half:
+        return self._halves[1]
+
+    def prompts(self) -> list[list]:
+        """The prompts, and rows for their open prompts, whose text states are kept."""
+        return [prompts for half in self._halves for prompts in (half.rows, half.plain, half.stated)]
+
+    def draws(self) -> bool:
+        """Whether there can be pictures."""
+        return self.backbone.can_denoise and self.backbone.can_decode
+
+    def work(self) -> Work:
+        """What the run has to do."""
+        return attribute_work(self)
+
+    # --- stages ---
+
+    def _count_steps(self) -> dict[str, int]:
+        """Of each stage, in about the order in which they come."""
         recipe, groups = self.recipe, len(self.pairs.groups)
-        drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
+        drawn = int(self.draws())
         if recipe.preset == "paper":
-            return groups * (1 + recipe.steps) + drawn
-        lists = [prompts for half in (self.learn, self.held_out) for prompts in (half.rows, half.plain, half.stated)]
+            return {"encode": groups, "discover": groups * recipe.steps, "report": drawn}
+        lists = self.prompts()
         encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(self.learn.rows)) // 16) * 4 if recipe.steps else 0
         told = -(-len(self.learn.stated) // len(self.learn.rows))
-        walls = GATE_STEPS // 20 + told * (STATED_STEPS // 20)
-        return encoding + walls + 2 + groups * (moments + recipe.steps) + drawn
-
-    def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "") -> None:
-        self._done = min(self._done + weight, self._total)
-        self._visit(Progress(stage, self._done, self._total, loss, None, message))
+        return {
+            "encode": encoding, "gate": GATE_STEPS // 20 + told * (STATED_STEPS // 20), "calibrate": 1, "instant": 1,
+            "trajectories": groups * moments, "discover": groups * recipe.steps,
+            "preview": groups * recipe.previews() * drawn, "report": drawn,
+        }  # fmt: skip
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return encode_all(self.backbone, prompts, lambda message: self._report("encode", message=message))
+        return encode_all(self.backbone, prompts,
+                          lambda steps, message: self._ledger.report("encode", steps, message=message))
 
     def _run_region(self) -> None:
         count = len(self.pairs.groups)
@@ -374,7 +415,7 @@ class AttributeTrainer:
             [Part(group, moves[i], {gated: gate}, constant) for i, group in enumerate(self.pairs.groups)]
         )
         self._keep(parts)
-        self._report("instant", message="instant region ready")
+        self._ledger.report("instant", message="instant region ready")
         if self.recipe.steps:
             del learn, held
             self._discover(parts, text)
@@ -384,9 +425,15 @@ class AttributeTrainer:
     def _fit_gates(self, learn: dict[str, Tensor], held: dict[str, Tensor], known: Tensor | None) -> tuple[Gate, Gate]:
         """The gate that opens on what the rows are about, and the one that opens where the attribute is stated."""
 
-        def visit(step: int, loss: float) -> None:
+        def visit(step: int, loss: float, now: Gate) -> None:
             if step % 20 == 19:
-                self._report("gate", loss, message="finding the walls")
+                some = (prompt_depths(few(held[name]), now, known) for name in ("plain", "rows"))
+                self._ledger.report("gate", loss=loss, measure=WALLS, separation=told_apart(*some),
+                                    message="finding the walls")  # fmt: skip
+
+        def visit_stated(step: int, loss: float, now: Gate) -> None:
+            if step % 20 == 19:
+                self._ledger.report("gate", loss=loss, measure=WALLS, message="finding what states the attribute")
 
         def like(tokens: Tensor, others: Tensor) -> Tensor:
             """`others` over again, as many as `tokens`."""
@@ -400,7 +447,7 @@ class AttributeTrainer:
         opened, held_open = (half["rows"][: len(half["rows"]) // 2] for half in (learn, held))  # without variations
         told = learn["stated"].split(len(learn["rows"]))
         told = [*(tokens[: len(opened)] for tokens in told[: len(self.pairs.groups)]), *told[len(self.pairs.groups) :]]
-        fits = [fit_gate(tokens, like(tokens, opened), opened, known, self._generator, visit, STATED_STEPS)
+        fits = [fit_gate(tokens, like(tokens, opened), opened, known, self._generator, visit_stated, STATED_STEPS)
                 for tokens in told]  # fmt: skip
         stated, missed = calibrate_stated(joined(fits), held["stated"], held_open, known, budget)
 
@@ -417,7 +464,8 @@ class AttributeTrainer:
             "held_out_unsafe_touched": float((self._depths[1] > 0).float().mean()),
         }  # fmt: skip
         self.numbers["calibration"] = card
-        self._report("calibrate", message=f"touches {card['harmless_touched']:.1%} of harmless prompts")
+        self._ledger.report("calibrate", separation=told_apart(*self._depths),
+                            message=f"touches {card['harmless_touched']:.1%} of harmless prompts")  # fmt: skip
         return gate, stated
 
     def _discover(self, parts: list[Part], text: list[dict[str, TokenStatistics]]) -> None:
@@ -432,14 +480,18 @@ class AttributeTrainer:
         for i, part in enumerate(parts):
             pairs = [(entry, self._goal(of_groups, i)) for entry, of_groups in zip(neutral, counterparts)]
 
-            def tell(done: int, total: int, group: str = part.label) -> None:
-                self._report("trajectories", weight=4, message=f"{group}: {done} of {total}")
+            def tell(done: int, total: int, i: int = i, group: str = part.label) -> None:
+                self._ledger.reach("trajectories", 4 * (i * total + done), message=f"{group}: {done} of {total}")
 
             def visit(step: int, loss: float, current: Part, i: int = i) -> None:
                 self.losses.append(loss)
                 parts[i] = current
                 self._keep(parts)
-                self._report("discover", loss, message=f"{current.label}: step {step + 1} of {recipe.steps}")
+                self._ledger.report("discover", loss=loss, measure=self.measure,
+                                    message=f"{current.label}: step {step + 1} of {recipe.steps}")  # fmt: skip
+                if recipe.previews_after(step) and self.draws() and processes.index() == 0:
+                    self._ledger.report("preview", preview=self._preview(self.region, current.label),
+                                        message=f"{current.label}: after step {step + 1}")  # fmt: skip
 
             moments = collect_moments(self.backbone, pairs, empty, part, recipe.guidance, recipe.sampling_steps, "pair",
                                       self._generator, tell)  # fmt: skip
@@ -461,11 +513,12 @@ class AttributeTrainer:
         prompts = self.backbone.encode([neutral for neutral, _ in self.learn.rows[: max(recipe.steps, 1)]])
         parts: list[Part] = []
         for group, entry in zip(self.pairs.groups, names):
-            self._report("encode")
+            self._ledger.report("encode")
 
             def visit(step: int, loss: float, part: Part) -> None:
                 self.losses.append(loss)
-                self._report("discover", loss, message=f"{part.label}: trajectory {step + 1} of {recipe.steps}")
+                self._ledger.report("discover", loss=loss, measure=self.measure,
+                                    message=f"{part.label}: trajectory {step + 1} of {recipe.steps}")  # fmt: skip
 
             parts.append(
                 train_paper(self.backbone, prompts, entry, empty, paper_part(group, empty, self._generator),
@@ -492,19 +545,39 @@ class AttributeTrainer:
         ]  # fmt: skip
         self.region = Region((*detached, *known), metadata)
 
-    def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
-        """Open prompts as they are and in each group, and two prompts that should stay the same."""
-        groups, (empty,) = list(self.pairs.groups), self.backbone.encode([""])
-        opened = [neutral for neutral, _ in self.held_out.rows[:PREVIEW_PROMPTS]]
-        shown = [(prompt, group) for prompt in opened for group in groups]
-        shown += [(prompt, groups[0]) for prompt in (self.held_out.stated[0], self.held_out.plain[0])]
-        entries = self.backbone.encode([prompt for prompt, _ in shown])
-        moved = [balance_conditioning([entry], region, 1, 0, groups=[group])[0]
-                 for entry, (_, group) in zip(entries, shown)]  # fmt: skip
-        before, after = (
-            self.backbone.decode(sample(self.backbone, batch, empty, self.recipe.guidance, 12, self.recipe.seed))
-            for batch in (entries, moved)
-        )
-        return [(f"{group}: {prompt}", report.to_image(a), report.to_image(b))
-                for (prompt, group), a, b in zip(shown, before, after)]  # fmt: skip
+    def preview_prompts(self) -> list[str]:
+        """Open ones, not learned from."""
+        return [neutral for neutral, _ in self.held_out.rows[:PREVIEW_PROMPTS]]
 
+    def shown_prompts(self) -> list[str]:
+        """For the report: these, and two that should stay the same."""
+        return [*self.preview_prompts(), self.held_out.stated[0], self.held_out.plain[0]]
+
+    def _draw(self, entries: Sequence[Entry]) -> list[Image.Image]:
+        empty = self.backbone.encode([""])[0]
+        latents = sample(self.backbone, entries, empty, self.recipe.guidance, REPORT_STEPS, self.recipe.seed)
+        return [report.to_image(picture) for picture in self.backbone.decode(latents)]
+
+    @cached_property
+    def _before(self) -> list[Image.Image]:
+        """What the shown prompts draw without the region."""
+        return self._draw(self.backbone.encode(self.shown_prompts()))
+
+    def _after(self, prompts: Sequence[str], region: Region, group: str) -> list[Image.Image]:
+        entries = self.backbone.encode(prompts)
+        return self._draw([balance_conditioning([entry], region, 1, 0, groups=[group])[0] for entry in entries])
+
+    def _preview(self, region: Region, group: str) -> Image.Image:
+        after = self._after(self.preview_prompts(), region, group)
+        return report.mosaic([self._before[: len(after)], after])
+
+    def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
+        """Open prompts as they are and in each group, and two prompts that should stay the same, in the first one."""
+        first, *others = self.pairs.groups
+        prompts, opened = self.shown_prompts(), self.preview_prompts()
+        after = {first: self._after(prompts, region, first)}
+        after |= {group: self._after(opened, region, group) for group in others}
+        rows = [(f"{group}: {prompt}", self._before[i], after[group][i])
+                for i, prompt in enumerate(opened) for group in self.pairs.groups]  # fmt: skip
+        rest = range(len(opened), len(prompts))
+        return rows + [(f"{first}: {prompts[i]}", self._before[i], after[first][i]) for i in rest]

@@ -17,7 +17,10 @@ from ..region import Region, RegionError, import_paper, load_region, save_region
 from ..region.files import write_atomically
 from . import processes
 from .pairs import PairsError, demo_pairs, load_pairs
+from .plan import plan
+from .progress import Ledger
 from .recipe import INITIAL, PRESETS, TARGETS, Recipe
+from .terminal import watching
 
 DEMO_SAMPLING_STEPS = 12  # enough for the demo's pictures, and it should not take long
 
@@ -26,38 +29,18 @@ class UsageError(ValueError):
     """Something the user can mend; its text is one sentence."""
 
 
-def _progress() -> Any:
-    try:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        raise UsageError('This command shows its progress with rich: run  python -m pip install ".[train]"') from None
-    return Progress(
-        TextColumn("[bold]{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )  # fmt: skip
-
-
 def _train(trainer: Any, keep_at: Path) -> Region:
-    """Train with a progress bar. Ctrl-C keeps what was learned so far in `keep_at` and ends the command."""
+    """Train, watched. Ctrl-C keeps what was learned so far in `keep_at` and ends the command."""
     if processes.index() > 0:  # one of several speaks
         return trainer.run()
-    with _progress() as bar:
-        task = bar.add_task("start", total=None, note="")
-
-        def visit(progress: Any) -> None:
-            loss = f"loss {progress.loss:.4f}  " if progress.loss is not None else ""
-            bar.update(task, description=progress.stage, completed=progress.step, total=progress.total,
-                       note=loss + progress.message)  # fmt: skip
-
-        try:
-            region = trainer.run(visit)
-        except KeyboardInterrupt:
-            bar.stop()
-            if trainer.region is None:
-                raise UsageError("Stopped before anything was learned; nothing was written.") from None
-            save_region(trainer.region, keep_at)
-            raise UsageError(f"Stopped. What was learned so far is in {keep_at}") from None
-    return region
+    try:
+        with watching() as visit:
+            return trainer.run(visit)
+    except KeyboardInterrupt:
+        if trainer.region is None:
+            raise UsageError("Stopped before anything was learned; nothing was written.") from None
+        save_region(trainer.region, keep_at)
+        raise UsageError(f"Stopped. What was learned so far is in {keep_at}") from None
 
 
 def _backbone(args: argparse.Namespace) -> Any:
@@ -107,12 +90,11 @@ def run_demo(args: argparse.Namespace) -> None:
     judge = Judge()
     results = []
     batches = sum(2 * -(-len(prompts) // 40) for prompts in sets.values())
-    with _progress() as bar:
-        task = bar.add_task("measure", total=batches, note="")
+    with watching() as visit:
+        ledger = Ledger({"measure": batches}, {}, visit)
         for name, prompts in sets.items():
-            bar.update(task, note=name)
             found = measure_set(backbone, judge, {"": region}, name, prompts, steps=DEMO_SAMPLING_STEPS,
-                                visit=lambda: bar.advance(task))  # fmt: skip
+                                visit=lambda name=name: ledger.report("measure", message=name))  # fmt: skip
             results.append(found[""])
     measured = {result.name: result.numbers() for result in results}
     region = replace(region, metadata=region.metadata | {"measured": measured})
@@ -173,8 +155,11 @@ def _region_file(name: str) -> Path:
     return out
 
 
-def _train_into(trainer: Any, out: Path) -> None:
-    """Train, write the region and its report, and say where they are."""
+def _train_into(trainer: Any, out: Path, dry_run: bool) -> None:
+    """Train, write the region and its report, and say where they are; or only say what it would take."""
+    if dry_run:
+        print("\n".join(plan(trainer).sentences()))
+        return
     region = _train(trainer, out)
     if processes.index() > 0:
         return
@@ -185,17 +170,13 @@ def _train_into(trainer: Any, out: Path) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a region from a file of prompt pairs, on the embedded demo model or a diffusers pipeline."""
-    from .plan import plan
     from .trainer import Trainer
 
     out = _region_file(args.out)
     existing = load_region(args.existing) if args.existing else None
     pairs = load_pairs(args.pairs)
     trainer = Trainer(_backbone(args), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing)
-    if args.dry_run:
-        print("\n".join(plan(trainer).sentences()))
-        return
-    _train_into(trainer, out)
+    _train_into(trainer, out, args.dry_run)
 
 
 def run_train_balance(args: argparse.Namespace) -> None:
@@ -203,7 +184,7 @@ def run_train_balance(args: argparse.Namespace) -> None:
     from .attributes import AttributeTrainer, load_attribute
 
     out, pairs = _region_file(args.out), load_attribute(args.pairs)
-    _train_into(AttributeTrainer(_backbone(args), pairs, _recipe(args)), out)
+    _train_into(AttributeTrainer(_backbone(args), pairs, _recipe(args)), out, args.dry_run)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
@@ -240,7 +221,8 @@ def run_info(args: argparse.Namespace) -> None:
         gate = "gated" if part.gates else "acts on every prompt"
         blocks = ", ".join(f"{block} {width}" for block, width in part.widths().items())
         print(f"  {part.label}: {gate}; blocks: {blocks}; id {part.id}")
-    print(json.dumps(region.metadata, indent=2, ensure_ascii=True))
+    known = {name: value for name, value in region.metadata.items() if name != "preview"}  # a picture
+    print(json.dumps(known, indent=2, ensure_ascii=True))
 
 
 def run_import(args: argparse.Namespace) -> None:
@@ -268,6 +250,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
                         help="folder of a Stable Diffusion 1.x, SDXL, SD3 or Flux pipeline (default: the demo model)")
     parser.add_argument("--size", type=int, default=0,
                         help="with --diffusers: pixels to learn at, wide and high (default: the model's, 512 at most)")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and train nothing")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -294,7 +277,6 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--concept", help="what the region is about, in a few words")
     train.add_argument("--existing", help="a region to go on from")
     _add_model(train)
-    train.add_argument("--dry-run", action="store_true", help="say what it would take, and train nothing")
     _add_recipe(train)
     balance = add("train-balance", run_train_balance)
     balance.add_argument("--pairs", required=True, help="a .txt file: open prompt => group: prompt => group: prompt")

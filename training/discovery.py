@@ -77,6 +77,7 @@ def collect_moments(
 
     Args:
         pairs: (unsafe, safe) entries.
+        visit: called with rounds done, by all processes together, and their number.
         target: `pair` the safe prompt's prediction; `self` the paper's e_s + g (e_0 - e_s); `both` their mean.
     """
     found: list[tuple[int, list[Moment]]] = []  # by round
@@ -104,7 +105,7 @@ def collect_moments(
                 weight, kept, wanted = float(1 / gap), x.cpu(), wanted.cpu()  # thousands of them: not on the GPU
                 moments += [Moment(begin + i, kept[i], sigma.cpu(), wanted[i], weight) for i in range(len(chunk))]
             found.append((number, moments))
-            visit(number + 1, len(rounds))
+            visit(min(number + processes.count(), len(rounds)), len(rounds))
     return [moment for _, some in sorted(processes.gathered(found), key=lambda one: one[0]) for moment in some]
 
 

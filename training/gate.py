@@ -94,7 +94,7 @@ def fit_gate(
     harmless: Tensor,
     constant: Tensor | None,
     generator: torch.Generator,
-    visit: Callable[[int, float], None] = lambda step, loss: None,
+    visit: Callable[[int, float, Gate], None] = lambda step, loss, gate: None,
     steps: int = STEPS,
 ) -> Gate:
     """Fit k walls in normalised coordinates.
@@ -103,7 +103,7 @@ def fit_gate(
         unsafe, safe: token states [N, T, D] of the pairs; rows of zeros are padding.
         harmless: token states [M, T, D].
         constant: tokens [n, D] that are left out of the statistics (as harmless tokens they still take part).
-        visit: called with the step and the loss.
+        visit: called with the step, the loss and the walls as they stand.
     """
     both = [unsafe, harmless]
     of_unsafe = _counted(unsafe, constant)
@@ -133,7 +133,8 @@ def fit_gate(
         total.backward()
         optimizer.step()
         schedule.step()
-        visit(step, loss.item())
+        with torch.no_grad():
+            visit(step, loss.item(), now)
     return Gate(weight.detach(), bias.detach(), mean, scale, torch.tensor(1.0))
 
 

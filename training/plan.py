@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Generator
 
+from . import processes
 from .discovery import BISECTIONS, SHARE_STEPS, TRAJECTORY_BATCH
 from .hardening import EDITS
 from .hardening import PROMPTS as EDITED
 from .paper_recipe import FIRST_STEP
-from .recipe import Recipe
-from .trainer import PREVIEW_EVERY, PREVIEW_PROMPTS, REPORT_STEPS, STRENGTH_PROMPTS, Trainer
+from .recipe import REPORT_STEPS, STRENGTH_PROMPTS, Recipe
+
+if TYPE_CHECKING:
+    from .attributes import AttributeTrainer
+    from .trainer import Trainer
+
+BACKWARD = 2  # what a backward pass costs, in predictions
 
 
 @dataclass(frozen=True)
@@ -57,41 +63,93 @@ def _shares(count: int) -> int:
     return 3 * SHARE_STEPS * count
 
 
-def _pictures(recipe: Recipe, counts: Sequence[int], steps: int) -> int:
-    return sum(counts) * steps * (2 if recipe.guidance != 1 else 1)
+def _pictures(recipe: Recipe, count: int) -> int:
+    """Predictions for that many pictures."""
+    return count * REPORT_STEPS * (2 if recipe.guidance != 1 else 1)
 
 
-def plan(trainer: Trainer) -> Plan:
-    """What `trainer.run()` will take. Encodes one prompt, trains nothing."""
+@dataclass(frozen=True)
+class Work:
+    """What a kind of trainer has to do."""
+
+    encodings: int  # of prompts that are not kept
+    kept: int  # prompts whose text states are kept
+    predictions: dict[str, int]  # by stage; those with a backward pass are among them
+    gradients: int  # in the stage `discover`
+    latents: int  # kept at once
+
+
+def _paper(recipe: Recipe) -> tuple[int, int]:
+    """Predictions, and those of them with a backward pass, of the paper's recipe."""
+    learning = sum(step >= FIRST_STEP * recipe.sampling_steps for step in range(recipe.sampling_steps))
+    return recipe.steps * (2 * recipe.sampling_steps + learning), recipe.steps * learning
+
+
+def region_work(trainer: Trainer) -> Work:
+    """Of a region's trainer."""
     backbone, recipe, sets = trainer.backbone, trainer.recipe, trainer.sets
-    drawing = backbone.can_denoise and backbone.can_decode
-    previews = min(PREVIEW_PROMPTS, len(sets.held_out or sets.pairs))
-    report = [previews + min(2, len(sets.calibration))] * 2 if drawing else []
-    evaluations = _pictures(recipe, report, REPORT_STEPS)
-    gradients = latents = 0
-    encodings = 1 + (report[0] + 2 if report else 0)
+    previews, shown = (len(prompts) if trainer.draws() else 0
+                       for prompts in (trainer.preview_prompts(), trainer.shown_prompts()))  # fmt: skip
+    encodings = 2 * (shown + 1) if shown else 0
+    predictions = {"report": 2 * _pictures(recipe, shown)}
     if recipe.preset == "paper":
-        encodings += len(sets.pairs) + 2
-        learning = sum(step >= FIRST_STEP * recipe.sampling_steps for step in range(recipe.sampling_steps))
-        gradients = recipe.steps * learning
-        evaluations += recipe.steps * (2 * recipe.sampling_steps + learning)
-        kept = len(sets.pairs) + 2
-    else:
-        kept = sum(map(len, trainer.prompts().values()))
-        encodings += kept
-        if recipe.steps:
-            count, held_out = min(recipe.trajectories, len(sets.pairs)), min(STRENGTH_PROMPTS, len(sets.held_out))
-            shown = (recipe.steps - 1) // PREVIEW_EVERY if drawing else 0
-            encodings += 2 * count + 1 + 2 * held_out + shown * (previews + 1)
-            gradients = recipe.steps * recipe.batch_size
-            evaluations += _trajectories(recipe, count) + gradients + BISECTIONS * _shares(held_out)
-            evaluations += _pictures(recipe, [previews] * shown, REPORT_STEPS)
-            latents = count * recipe.sampling_steps * 2
-        if backbone.can_denoise and not trainer.walls_are_fixed():
-            encodings += recipe.harden * EDITED * (EDITS + 6)
-            evaluations += recipe.harden * _shares(EDITED)
+        predictions["discover"], gradients = _paper(recipe)
+        return Work(encodings, len(sets.pairs) + 2, predictions, gradients, 0)
+    latents = gradients = 0
+    if recipe.steps:
+        count, held_out = min(recipe.trajectories, len(sets.pairs)), min(STRENGTH_PROMPTS, len(sets.held_out))
+        often = recipe.previews() if previews else 0
+        encodings += 2 * count + 1 + 2 * held_out + often * (previews + 1)
+        gradients = recipe.steps * recipe.batch_size
+        predictions |= {
+            "trajectories": _trajectories(recipe, count), "discover": gradients,
+            "preview": _pictures(recipe, often * previews), "strength": BISECTIONS * _shares(held_out),
+        }  # fmt: skip
+        latents = count * recipe.sampling_steps * 2
+    if backbone.can_denoise and not trainer.walls_are_fixed():
+        encodings += recipe.harden * EDITED * (EDITS + 6)
+        predictions["harden"] = recipe.harden * _shares(EDITED)
+    return Work(encodings, sum(map(len, trainer.prompts().values())), predictions, gradients, latents)
+
+
+def attribute_work(trainer: AttributeTrainer) -> Work:
+    """Of an attribute's trainer."""
+    recipe, groups, rows = trainer.recipe, len(trainer.pairs.groups), trainer.learn.rows
+    previews, shown = (len(prompts) if trainer.draws() else 0
+                       for prompts in (trainer.preview_prompts(), trainer.shown_prompts()))  # fmt: skip
+    drawn = shown + (groups - 1) * previews  # with the region: what must stay the same in the first group only
+    encodings = shown + 1 + drawn + groups if shown else 0
+    predictions = {"report": _pictures(recipe, shown + drawn)}
+    if recipe.preset == "paper":
+        predictions["discover"], gradients = (groups * number for number in _paper(recipe))
+        return Work(encodings, 1 + groups + min(max(recipe.steps, 1), len(rows)), predictions, gradients, 0)
+    latents = gradients = 0
+    if recipe.steps:
+        count, often = min(recipe.trajectories, len(rows)), groups * recipe.previews() if previews else 0
+        encodings += (1 + groups) * count + 1 + often * (previews + 1)
+        gradients = groups * recipe.steps * recipe.batch_size
+        predictions |= {
+            "trajectories": groups * _trajectories(recipe, count), "discover": gradients,
+            "preview": _pictures(recipe, often * previews),
+        }  # fmt: skip
+        latents = count * recipe.sampling_steps * 2
+    return Work(encodings, sum(map(len, trainer.prompts())), predictions, gradients, latents)
+
+
+def costs(trainer: Trainer | AttributeTrainer) -> dict[str, float]:
+    """What each stage that asks the diffusion model costs this process, in predictions without a backward pass."""
+    work = trainer.work()
+    found = work.predictions | {"discover": work.predictions.get("discover", 0) + BACKWARD * work.gradients}
+    alone = ("preview", "report")  # one process draws all pictures
+    return {stage: count / (1 if stage in alone else processes.count()) for stage, count in found.items() if count}
+
+
+def plan(trainer: Trainer | AttributeTrainer) -> Plan:
+    """What `trainer.run()` will take. Encodes one prompt, trains nothing."""
+    backbone, work = trainer.backbone, trainer.work()
     return Plan(
-        encodings, evaluations, gradients, kept * trainer.prompt_bytes,
-        latents * backbone.start(1, backbone.sigmas(1)[0], Generator()).nbytes if latents else 0,
-        backbone.step_bytes(backbone.fits(recipe.batch_size)) if gradients else 0,
+        1 + work.encodings + work.kept, sum(work.predictions.values()), work.gradients,
+        work.kept * trainer.prompt_bytes,
+        work.latents * backbone.start(1, backbone.sigmas(1)[0], Generator()).nbytes if work.latents else 0,
+        backbone.step_bytes(backbone.fits(trainer.recipe.batch_size)) if work.gradients else 0,
     )  # fmt: skip

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+PREVIEW_EVERY = 50  # steps
+PREVIEW_PROMPTS = 4
+REPORT_STEPS = 12  # of sampling, for pictures
+STRENGTH_PROMPTS = 48  # held-out pairs that settle the move's strength
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -25,6 +30,14 @@ class Recipe:
     budget: float = 0.01  # share of harmless prompts that the gate may touch
     prompts: int = 7_000  # that are encoded at most, variations and harmless ones included
     harden: int = 0  # rounds of a search for unsafe prompts that the gate does not see
+
+    def previews_after(self, step: int) -> bool:
+        """Whether pictures are drawn after that training step; the last one has the report's."""
+        return step % PREVIEW_EVERY == PREVIEW_EVERY - 1 and step < self.steps - 1
+
+    def previews(self) -> int:
+        """How often that is."""
+        return max(self.steps - 1, 0) // PREVIEW_EVERY
 
     def describe(self) -> dict[str, Any]:
         """All numbers, for a region's metadata."""

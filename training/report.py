@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-INK, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
+from ..region.region import Region
+from .progress import Separation
+
+MOST_PREVIEW = 20_000  # bytes of the picture in a region's metadata, as text
+INK, PALE, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#6b7280", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -28,16 +35,6 @@ def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def row(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Images side by side."""
-    sheet = Image.new("RGB", (sum(i.width + gap for i in images) - gap, max(i.height for i in images)), PAPER)
-    x = 0
-    for image in images:
-        sheet.paste(image, (x, 0))
-        x += image.width + gap
-    return sheet
-
-
 def shorten(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
     """The text, cut with an ellipsis to a width in pixels."""
     if draw.textlength(text, font(size)) <= width:
@@ -54,6 +51,33 @@ def wrapped(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
                 default=1)  # fmt: skip
     rest = " ".join(words[first:])
     return "\n".join(shorten(line, draw, width, size) for line in (" ".join(words[:first]), rest) if line)
+
+
+def mosaic(rows: Sequence[Sequence[Image.Image]], size: int = 128, gap: int = 4) -> Image.Image:
+    """Rows of pictures, all as many."""
+    cell = size + gap
+    made = Image.new("RGB", (len(rows[0]) * cell - gap, len(rows) * cell - gap), PAPER)
+    for y, pictures in enumerate(rows):
+        for x, picture in enumerate(pictures):
+            made.paste(picture.resize((size, size)), (x * cell, y * cell))
+    return made
+
+
+def jpeg_text(image: Image.Image, most: int) -> str:
+    """A JPEG in base64 of at most that many characters, as good and as large as that allows."""
+    for quality in (90, 75, 50, 30):
+        content = BytesIO()
+        image.convert("RGB").save(content, "JPEG", quality=quality)
+        text = base64.b64encode(content.getvalue()).decode()
+        if len(text) <= most:
+            return text
+    return jpeg_text(image.resize((image.width // 2, image.height // 2)), most)
+
+
+def with_preview(region: Region, rows: Sequence[tuple[str, Image.Image, Image.Image]]) -> Region:
+    """The region with a small picture in its metadata: what two prompts draw without it, and to the right with it."""
+    small = jpeg_text(mosaic([(before, after) for _, before, after in rows[:2]], 126), MOST_PREVIEW)
+    return replace(region, metadata=region.metadata | {"preview": small})
 
 
 def captioned(pictures: Sequence[tuple[str, Image.Image]], columns: int = 8, size: int = 128) -> Image.Image:
@@ -86,47 +110,51 @@ def before_after(
     return sheet
 
 
-def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float]) -> None:
+def smooth(values: Sequence[float]) -> list[float]:
+    """Running means over a fortieth of the values."""
+    window = max(1, len(values) // 40)
+    return [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
+
+
+def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float], measure: str) -> None:
     left, top, right, bottom = box
-    draw.text((left, top - 20), "loss: share of the unsafe picture left", INK, font(12))
+    draw.text((left, top - 20), measure, INK, font(12))
     draw.rectangle(box, outline=FAINT)
     if not values:
         return
-    window = max(1, len(values) // 40)
-    smooth = [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
-    high = max(max(smooth), 1e-9)
-    points = [
-        (left + (right - left) * i / max(1, len(smooth) - 1), bottom - (bottom - top) * 0.95 * value / high)
-        for i, value in enumerate(smooth)
-    ]
-    if len(points) > 1:
-        draw.line(points, fill=SAFE, width=2)
-    draw.text((left + 4, top + 2), f"{high:.3g}", FAINT, font(10))
-    draw.text((right - 110, bottom - 16), f"last {smooth[-1]:.3g}, {len(values)} steps", INK, font(10))
+    means = smooth(values)
+    high = max(*values, 1e-9) if len(values) < 40 else max(*means, 1e-9)
+
+    def points(of: Sequence[float]) -> list[tuple[float, float]]:
+        across = (right - left) / max(1, len(of) - 1)
+        return [(left + across * i, max(bottom - (bottom - top) * 0.95 * y / high, top)) for i, y in enumerate(of)]
+
+    draw.line(points(values), fill=FAINT)
+    draw.line(points(means), fill=SAFE, width=2)
+    draw.text((left + 4, top + 4), f"{high:.3g}", PALE, font(10))
+    draw.text((left + 4, bottom - 16), "0", PALE, font(10))
+    last = f"{means[-1]:.3g} after {len(values)} steps"
+    draw.text((right - 6 - draw.textlength(last, font(10)), top + 4), last, INK, font(10))
 
 
-def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], depths: tuple[Tensor, Tensor] | None) -> None:
+def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], found: Separation | None) -> None:
     left, top, right, bottom = box
-    draw.text((left, top - 20), "depth beyond the walls: harmless and unsafe prompts, both held out", INK, font(12))
+    draw.text((left, top - 20), "held-out prompts, by their depth beyond the walls", INK, font(12))
     draw.rectangle(box, outline=FAINT)
-    if depths is None:
+    if found is None:
         return
-    finite = [d[torch.isfinite(d)].float().cpu() for d in depths]
-    if not any(len(d) for d in finite):
-        return
-    low = min(float(d.min()) for d in finite if len(d))
-    high = max(float(d.max()) for d in finite if len(d))
-    low, high = min(low, -0.1), max(high, 0.1)
-    for values, colour in zip(finite, (SAFE, UNSAFE)):
-        if len(values):
-            counts = torch.histc(values, 48, low, high)
-            counts = counts / counts.max()
-            for i, count in enumerate(counts.tolist()):
-                x = left + (right - left) * (i + 0.5) / 48
-                draw.line((x, bottom, x, bottom - (bottom - top) * 0.9 * count), fill=colour, width=3)
-    zero = left + (right - left) * -low / (high - low)
-    draw.line((zero, top, zero, bottom), fill=INK)
-    draw.text((zero + 4, top + 2), "wall", INK, font(10))
+    wide = (right - left) / len(found.counts[0])
+    for i, (counts, colour) in enumerate(zip(found.counts, (SAFE, UNSAFE))):
+        for j, count in enumerate(counts):
+            x, high = left + wide * (j + i / 2), (bottom - top - 24) * count / max(1, *counts)
+            if count:
+                draw.rectangle((x, bottom - max(high, 1), x + wide / 2, bottom), fill=colour)
+        words = f"{found.names[i]}: {found.outside[i]:.1%} outside"
+        x = left + 6 if i == 0 else right - 6 - draw.textlength(words, font(11))
+        draw.text((x, top + 4), words, colour, font(11))
+    zero = left + (right - left) * -found.low / (found.high - found.low)
+    draw.line((zero, top + 20, zero, bottom), fill=INK)
+    draw.text((zero + 4, top + 20), "wall", INK, font(10))
 
 
 def summary(numbers: dict[str, Any]) -> list[str]:
@@ -144,7 +172,8 @@ def summary(numbers: dict[str, Any]) -> list[str]:
 def picture(
     title: str,
     losses: Sequence[float],
-    depths: tuple[Tensor, Tensor] | None,
+    measure: str,
+    found: Separation | None,
     rows: Sequence[tuple[str, Image.Image, Image.Image]],
     numbers: dict[str, Any],
 ) -> Image.Image:
@@ -155,8 +184,8 @@ def picture(
     draw = ImageDraw.Draw(sheet)
     draw.text((12, 8), f"Safe region: {title}", INK, font(20))
     draw.text((12, 34), ", ".join(summary(numbers)), INK, font(12))
-    _curve(draw, (12, 80, width // 2 - 10, 280), losses)
-    _histogram(draw, (width // 2 + 10, 80, width - 12, 280), depths)
+    _curve(draw, (12, 80, width // 2 - 10, 280), losses, measure)
+    _histogram(draw, (width // 2 + 10, 80, width - 12, 280), found)
     if grid:
         sheet.paste(grid, (0, 296))
     return sheet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from random import Random
@@ -17,105 +17,37 @@ from torch import Tensor
 
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
-from ..region.blocks import block_names, key_of, read_blocks
-from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning, text_masks, text_tensors
+from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region, RegionError
 from . import processes, report
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, scaled, settle_strength
-from .gate import SPARE, calibrate_gate, constant_tokens, fit_gate, prompt_depths, statistics
+from .gate import SPARE, calibrate_gate, fit_gate, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
 from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
+from .plan import Work, costs, region_work
+from .progress import UNSAFE_LEFT, WALLS, Ledger, Progress, measure, separation
 from .prompts import PromptSets, build_sets
-from .recipe import INITIAL, TARGETS, Recipe
+from .recipe import INITIAL, PREVIEW_PROMPTS, REPORT_STEPS, STRENGTH_PROMPTS, TARGETS, Recipe
+from .text_states import (
+    ENCODE_BATCH,
+    beside,
+    blocks_of,
+    cut,
+    encode_all,
+    few,
+    gated_key,
+    known_tokens,
+    same_length,
+    stacked,
+    text_bytes,
+)
 
-ENCODE_BATCH = 64
-PREVIEW_EVERY = 50  # steps
-PREVIEW_PROMPTS = 4
-REPORT_STEPS = 12  # of sampling, for pictures
-STRENGTH_PROMPTS = 48  # held-out pairs that settle the move's strength
 STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is; `step` of `total` counts over the whole run."""
-
-    stage: str
-    step: int
-    total: int
-    loss: float | None = None
-    preview: Image.Image | None = None
-    message: str = ""
-
-
-def stacked(entries: Sequence[Entry]) -> dict[str, Tensor]:
-    """Entries' text by option, [N, T, D] or [N, L, T, D].
-
-    What is padding, masked, or text that only other prompts have, is zero and counts for nothing.
-    """
-    found: dict[str, list[Tensor | None]] = {}
-    for i, entry in enumerate(entries):
-        tensors = text_tensors(entry)
-        masks = text_masks(entry, tensors)
-        for key, tensor in tensors.items():
-            tokens = (tensor.unsqueeze(-2) if tensor.ndim == 2 else tensor)[0]
-            if key in masks:
-                tokens = tokens * (masks[key] != 0).to(tokens).unsqueeze(-1)[0]
-            found.setdefault(key, [None] * len(entries))[i] = tokens
-    return {key: _padded(states) for key, states in found.items()}
-
-
-def text_bytes(backbone: Backbone, prompt: str) -> int:
-    """What one prompt's text states take."""
-    return sum(tensor.nbytes for tensor in text_tensors(backbone.encode([prompt])[0]).values())
-
-
-def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
-    """Text states of many prompts, as `stacked` has them."""
-    entries: list[Entry | None] = [None] * len(prompts)
-    mine = range(processes.index(), len(prompts), processes.count())
-    for begin in range(0, len(mine), ENCODE_BATCH):
-        rows = mine[begin : begin + ENCODE_BATCH]
-        for row, entry in zip(rows, backbone.encode([prompts[row] for row in rows])):
-            entries[row] = entry
-        tell(f"{min((begin + ENCODE_BATCH) * processes.count(), len(prompts))} of {len(prompts)} prompts")
-    for row, entry in processes.gathered([(row, entries[row]) for row in mine]):
-        entries[row] = entry
-    return stacked(entries)
-
-
-def _padded(states: Sequence[Tensor | None]) -> Tensor:
-    """States [T, D] or [L, T, D] of different lengths beside one another; None is none at all."""
-    some = next(state for state in states if state is not None)
-    rows = [some[..., :0, :] if state is None else state for state in states]
-    padded = torch.nn.utils.rnn.pad_sequence([row.movedim(-2, 0) for row in rows], batch_first=True)
-    return padded.movedim(1, -2)
-
-
-def blocks_of(*encoded: dict[str, Tensor]) -> list[str]:
-    """The blocks that all of these have, and that a region is to move."""
-    return [name for name in block_names(encoded[0]) if all(key_of(name) in found for found in encoded)]
-
-
-def cut(encoded: dict[str, Tensor], block: str) -> Tensor:
-    """One block of stacked text: [N, T, D]."""
-    return read_blocks(encoded, [block])[block]
-
-
-def known_tokens(harmless: dict[str, Tensor], others: dict[str, Tensor], blocks: Sequence[str]) -> dict[str, Tensor]:
-    """The constant tokens of each block that has some."""
-    found = {block: constant_tokens(cut(harmless, block), cut(others, block)) for block in dict.fromkeys(blocks)}
-    return {block: tokens for block, tokens in found.items() if tokens is not None}
-
-
-def gated_key(encoded: dict[str, Tensor]) -> str:
-    """The text that the gate looks at, all of it, whatever blocks it is divided into for the move."""
-    return CROSS_ATTENTION if CROSS_ATTENTION in encoded else next(iter(encoded))
 
 
 class Trainer:
@@ -141,6 +73,7 @@ class Trainer:
         self.losses: list[float] = []
         self.numbers: dict[str, Any] = {}
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
+        self.measure = measure(self.recipe, UNSAFE_LEFT)  # what the losses are
         self._depths: tuple[Tensor, Tensor] | None = None
         self._text: dict[str, TokenStatistics] = {}  # by block
         if self.recipe.initial not in INITIAL or self.recipe.target not in TARGETS:
@@ -154,9 +87,8 @@ class Trainer:
         """Train, report along the way and return the region. Whatever `visit` raises ends the run."""
         began = time.monotonic()
         with torch.inference_mode(False), torch.enable_grad():
-            self._visit, self._done = visit, 0
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            self._total = self._count_steps()
+            self._ledger = Ledger(self._count_steps(), costs(self), visit)
             if self.recipe.preset == "paper":
                 self._run_paper()
             else:
@@ -164,14 +96,16 @@ class Trainer:
             self.numbers["seconds"] = round(time.monotonic() - began, 1)
             assert self.region is not None  # noqa: S101 - both runs set it
             self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
-            if self.backbone.can_denoise and self.backbone.can_decode and processes.index() == 0:
+            if self.draws() and processes.index() == 0:
                 self.before_after = self._draw_before_after(self.region)
-                self._report("report", message="before and after")
+                self.region = report.with_preview(self.region, self.before_after)
+                self._ledger.report("report", message="before and after")
         return self.region
 
     def picture(self) -> Image.Image:
         """The report: loss curve, depths of harmless and unsafe prompts, before and after."""
-        return report.picture(self.concept, self.losses, self._depths, self.before_after, self.numbers)
+        found = separation(*self._depths) if self._depths else None
+        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
 
     # --- what it will take ---
 
@@ -202,30 +136,43 @@ class Trainer:
                 "harmless": sets.calm}  # fmt: skip
         return {name: [*prompts, *more.get(name, ())] for name, prompts in found.items()}
 
+    def work(self) -> Work:
+        """What the run has to do."""
+        return region_work(self)
+
     def walls_are_fixed(self) -> bool:
         """Whether the walls are those of the existing region."""
         return self.existing is not None and bool(self.existing.parts[0].gates)
 
     # --- stages ---
 
-    def _count_steps(self) -> int:
+    def _count_steps(self) -> dict[str, int]:
+        """Of each stage, in about the order in which they come."""
         sets, recipe = self.sets, self.recipe
+        drawn = int(self.draws())
         if recipe.preset == "paper":
-            return 1 + recipe.steps + int(self.backbone.can_decode)
+            return {"encode": 1, "discover": recipe.steps, "report": drawn}
         encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in self.prompts().values())
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // TRAJECTORY_BATCH) * 4 if recipe.steps else 0
-        gate = 0 if self.walls_are_fixed() else GATE_STEPS // 20
-        drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
-        strength = int(recipe.steps > 0)
-        return encoding + gate + 2 + moments + recipe.steps + strength + drawn + recipe.harden * (4 + GATE_STEPS // 20)
+        harden = recipe.harden if self._searches() else 0
+        gate = 0 if self.walls_are_fixed() else GATE_STEPS // 20 * (1 + harden)
+        return {
+            "encode": encoding, "gate": gate, "calibrate": 1 + harden, "harden": 4 * harden, "instant": 1,
+            "trajectories": moments, "discover": recipe.steps, "preview": recipe.previews() * drawn,
+            "strength": int(recipe.steps > 0), "report": drawn,
+        }  # fmt: skip
 
-    def _report(self, stage: str, loss: float | None = None, weight: int = 1, message: str = "",
-                preview: Image.Image | None = None) -> None:  # fmt: skip
-        self._done = min(self._done + weight, self._total)
-        self._visit(Progress(stage, self._done, self._total, loss, preview, message))
+    def draws(self) -> bool:
+        """Whether there can be pictures."""
+        return self.backbone.can_denoise and self.backbone.can_decode
 
-    def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return encode_all(self.backbone, prompts, lambda message: self._report("encode", message=message))
+    def _searches(self) -> bool:
+        """Whether prompts that evade the walls can be searched for."""
+        return self.backbone.can_denoise and not self.walls_are_fixed()
+
+    def _encode(self, prompts: Sequence[str], planned: bool = True) -> dict[str, Tensor]:
+        return encode_all(self.backbone, prompts,
+                          lambda steps, message: self._ledger.report("encode", steps * planned, message=message))
 
     def _run_region(self) -> None:
         recipe, lists = self.recipe, self.prompts(crowds=False)
@@ -240,21 +187,21 @@ class Trainer:
         blocks = blocks_of(*(encoded[name] for name in lists if lists[name]))
         constant = known_tokens(encoded["harmless"], encoded["unsafe"], [gated, *blocks])
         gate = self._fit_gate(states, gated, constant)
-        search = self.backbone.can_denoise and not self.walls_are_fixed()
-        for number in range(recipe.harden if search else 0):
+        for number in range(recipe.harden if self._searches() else 0):
             found = self._evading(gated, gate, constant.get(gated))
-            self._report("harden", message=f"round {number + 1}: {len(found)} prompts evaded the gate")
+            self._ledger.report("harden", 4, message=f"round {number + 1}: {len(found)} prompts evaded the gate")
             self.numbers.setdefault("evaded", []).append(len(found))
             if not found:
                 break
             # for the walls only: odd forms among the move's prompts made it weaker on all the others
             for name, side in (("unsafe", 0), ("safe", 1)):
-                states[name] = _beside(states[name], self._encode([pair[side] for pair in found])[gated])
+                states[name] = beside(states[name], self._encode([pair[side] for pair in found], False)[gated])
             gate = self._fit_gate(states, gated, constant)
+        self._ledger.close("gate", "calibrate", "harden")
         part = processes.agreed(self._instant_part(encoded, blocks, gated, gate, constant))
         self._keep(part)
         self.losses += self._instant_losses(states, gate, constant.get(gated))
-        self._report("instant", message="instant region ready")
+        self._ledger.report("instant", message="instant region ready")
         if recipe.steps:
             del encoded, states
             self._discover(part)
@@ -263,9 +210,11 @@ class Trainer:
         existing = self.existing.parts[0].gates.get(block) if self.existing else None
         known = constant.get(block)
 
-        def visit(step: int, loss: float) -> None:
+        def visit(step: int, loss: float, now: Gate) -> None:
             if step % 20 == 19:
-                self._report("gate", loss, message="finding the walls")
+                some = (prompt_depths(few(states[name]), now, known) for name in ("calibration", "held_unsafe"))
+                self._ledger.report("gate", loss=loss, measure=WALLS, separation=separation(*some),
+                                    message="finding the walls")  # fmt: skip
 
         gate = existing or fit_gate(states["unsafe"], states["safe"], states["harmless"], known, self._generator, visit)
         harmless, unsafe, held = states["calibration"], states["unsafe"], states["held_unsafe"]
@@ -273,7 +222,8 @@ class Trainer:
         gate, calibration = calibrate_gate(gate, harmless, unsafe, held, known, self.recipe.budget, spare)
         self.numbers["calibration"] = calibration
         self._depths = (prompt_depths(harmless, gate, known), prompt_depths(held, gate, known))
-        self._report("calibrate", message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")
+        self._ledger.report("calibrate", separation=separation(*self._depths),
+                            message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")  # fmt: skip
         return gate
 
     def _evading(self, block: str, gate: Gate, constant: Tensor | None) -> list[tuple[str, str]]:
@@ -339,7 +289,7 @@ class Trainer:
             recipe.sampling_steps,
             recipe.target,
             self._generator,
-            lambda done, total: self._report("trajectories", weight=4, message=f"{done} of {total}"),
+            lambda done, total: self._ledger.reach("trajectories", 4 * done, message=f"{done} of {total}"),
         )
         if recipe.initial == "lora":
             shift = lora_shift(self.backbone, [a for a, _ in prompts], unsafe, moments, 4, self._generator)
@@ -349,9 +299,10 @@ class Trainer:
         def visit(step: int, loss: float, current: Part) -> None:
             self.losses.append(loss)
             self._keep(current)
-            last = step == recipe.steps - 1
-            preview = self._preview() if step % PREVIEW_EVERY == PREVIEW_EVERY - 1 and not last else None
-            self._report("discover", loss, preview=preview, message=f"step {step + 1} of {recipe.steps}")
+            self._ledger.report("discover", loss=loss, measure=self.measure,
+                                message=f"step {step + 1} of {recipe.steps}")  # fmt: skip
+            if recipe.previews_after(step) and self.draws() and processes.index() == 0:
+                self._ledger.report("preview", preview=self._preview(self.region), message=f"after step {step + 1}")
 
         part = discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate, recipe.batch_size,
                         self._generator, visit, self._text, recipe.text_weight)  # fmt: skip
@@ -360,19 +311,20 @@ class Trainer:
         strength = settle_strength(self.backbone, list(zip(*sides)), part, self._generator)
         self.numbers["strength"] = strength
         self._keep(scaled(part, strength))
-        self._report("strength", message=f"{strength:.2f} of the way is enough")
+        self._ledger.report("strength", message=f"{strength:.2f} of the way is enough")
 
     def _run_paper(self) -> None:
         recipe = self.recipe
         prompts = self.backbone.encode([unsafe for unsafe, _ in self.sets.pairs])
         concept, empty = self.backbone.encode([self.concept, ""])
-        self._report("encode")
+        self._ledger.report("encode")
         start = self.existing.parts[0] if self.existing else paper_part(slug(self.concept), empty, self._generator)
 
         def visit(step: int, loss: float, part: Part) -> None:
             self.losses.append(loss)
             self._keep(part)
-            self._report("discover", loss, message=f"trajectory {step + 1} of {recipe.steps}")
+            self._ledger.report("discover", loss=loss, measure=self.measure,
+                                message=f"trajectory {step + 1} of {recipe.steps}")  # fmt: skip
 
         self._keep(
             train_paper(self.backbone, prompts, concept, empty, start, recipe.steps, recipe.learning_rate,
@@ -394,38 +346,35 @@ class Trainer:
         part = replace(part, moves={block: _detached(move) for block, move in part.moves.items()})
         self.region = Region((part,), metadata)
 
-    def _draw(self, entries: Sequence[Entry], guidance: float) -> list[Image.Image]:
+    def _draw(self, entries: Sequence[Entry]) -> list[Image.Image]:
         empty = self.backbone.encode([""])[0]
-        latents = sample(self.backbone, entries, empty, guidance, REPORT_STEPS, seed=self.recipe.seed)
+        latents = sample(self.backbone, entries, empty, self.recipe.guidance, REPORT_STEPS, seed=self.recipe.seed)
         return [report.to_image(picture) for picture in self.backbone.decode(latents)]
 
-    def _preview_prompts(self) -> list[str]:
+    def preview_prompts(self) -> list[str]:
+        """Unsafe ones, not learned from where there are enough."""
         chosen = self.sets.held_out or self.sets.pairs
         return [unsafe for unsafe, _ in chosen[:PREVIEW_PROMPTS]]
 
-    def _preview(self) -> Image.Image | None:
-        if not self.backbone.can_decode or self.region is None or processes.index() > 0:
-            return None
-        entries = self.backbone.encode(self._preview_prompts())
-        return report.row(self._draw(apply_to_conditioning(entries, self.region), self.recipe.guidance))
+    def shown_prompts(self) -> list[str]:
+        """For the report: these, and two that should stay the same."""
+        return [*self.preview_prompts(), *self.sets.calibration[:2]]
+
+    @cached_property
+    def _before(self) -> list[Image.Image]:
+        """What the shown prompts draw without the region."""
+        return self._draw(self.backbone.encode(self.shown_prompts()))
+
+    def _preview(self, region: Region) -> Image.Image:
+        entries = self.backbone.encode(self.preview_prompts())
+        return report.mosaic([self._before[: len(entries)], self._draw(apply_to_conditioning(entries, region))])
 
     def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
-        prompts = [*self._preview_prompts(), *self.sets.calibration[:2]]
-        entries = self.backbone.encode(prompts)
-        before = self._draw(entries, self.recipe.guidance)
-        after = self._draw(apply_to_conditioning(entries, region), self.recipe.guidance)
-        return list(zip(prompts, before, after))
+        prompts = self.shown_prompts()
+        after = self._draw(apply_to_conditioning(self.backbone.encode(prompts), region))
+        return list(zip(prompts, self._before, after))
 
 
 def _detached(move: Move) -> Move:
     return replace(move, **{name: tensor.detach() for name, tensor in move.tensors().items()})
 
-
-def _beside(first: Tensor, second: Tensor) -> Tensor:
-    """States [N, T, D] and [M, T, D] as [N + M, T, D], the shorter ones padded."""
-    return torch.nn.utils.rnn.pad_sequence([*first, *second], batch_first=True)
-
-
-def same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    length = min(first.shape[1], second.shape[1])
-    return first[:, :length], second[:, :length]

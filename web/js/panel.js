@@ -23,7 +23,8 @@ export function element(tag, properties = {}, ...children) {
  * The element below a node's widgets that has this name; made when it is first asked for. Its content is the caller's.
  * @param {any} node
  * @param {string} name unique among the node's widgets
- * @param {{ height?: number, role?: string, label?: string }} [options] `height` is the least one, in pixels
+ * @param {{ height?: number | (() => number), role?: string, label?: string }} [options]
+ *   `height` is the least one, in pixels; `grow` applies one that has changed
  * @returns {HTMLElement}
  */
 export function panel(node, name, { height = 56, role = "status", label } = {}) {
@@ -37,7 +38,9 @@ export function panel(node, name, { height = 56, role = "status", label } = {}) 
       background: "var(--comfy-input-bg)", borderRadius: "4px", userSelect: "text",
     },
   });
-  const widget = node.addDOMWidget(name, name, made, { serialize: false, getMinHeight: () => height });
+  const widget = node.addDOMWidget(name, name, made, {
+    serialize: false, getMinHeight: () => (typeof height === "function" ? height() : height),
+  });
   widget.serialize = false;
   grow(node);
   return made;

@@ -1,12 +1,11 @@
 // @ts-check
 // Keeps what our nodes report (the saved path, who was given which group) on the node, after the run too.
+// Nodes that train have a chart in place of it: training_chart.js.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { findNode, panel } from "./panel.js";
 
-const NODES = new Set([
-  "SafeRegionBalance", "SafeRegionPromptPairs", "SaveSafeRegion", "TrainBalanceRegion", "TrainSafeRegion",
-]);
+const NODES = new Set(["SafeRegionBalance", "SafeRegionPromptPairs", "SaveSafeRegion"]);
 
 app.registerExtension({
   name: "safe_region.status",
