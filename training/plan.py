@@ -78,7 +78,7 @@ def plan(trainer: Trainer) -> Plan:
         kept = len(sets.pairs) + 2
     else:
         kept = sum(map(len, trainer.prompts().values()))
-        encodings += kept
+        encodings += kept + len(trainer.new_words)
         if recipe.steps:
             count, held_out = min(recipe.trajectories, len(sets.pairs)), min(STRENGTH_PROMPTS, len(sets.held_out))
             shown = (recipe.steps - 1) // PREVIEW_EVERY if drawing else 0

@@ -12,6 +12,10 @@ from .pairs import PairsError, PromptPairs, everyday_prompts
 
 MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
 ARTICLES = ("a", "an", "the", "some")
+FILLERS = frozenset(
+    "a an the some of in on at with and or to by from for into onto over under behind beside near as is are his her "
+    "their its it that who up out off no".split()
+)  # words that say nothing about a concept
 FEWEST = 32  # of a list that is cut to size
 MAX_CROWDS = 400  # of unsafe prompts in a crowd of harmless ones, and of crowds without
 CROWD_WORDS = 24  # beside a prompt: with it, they stay below the 75 tokens of a chunk
@@ -109,9 +113,25 @@ def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
     return varied
 
 
-def without_named(prompts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """The prompts that do not name what the pairs replace ("kitchen knife", not "kitchen" or "a"): they are unsafe."""
-    names = set()
+def with_new_words(held_out: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The held-out pairs that replace words which stand on no pair's unsafe side, not in the plural either."""
+
+    def words(prompt: str) -> set[str]:
+        return {word.rstrip("s") for word in re.findall(r"[\w']+", prompt.lower()) if word not in FILLERS}
+
+    known = set().union(*(words(unsafe) for unsafe, _ in pairs))
+    replaced = [words(unsafe) - words(safe) for unsafe, safe in held_out]
+    return [pair for pair, new in zip(held_out, replaced) if new and not new & known]
+
+
+def without_named(
+    prompts: Sequence[str], pairs: Sequence[tuple[str, str]], words: Sequence[str] = ()
+) -> list[str]:  # fmt: skip
+    """The prompts that do not name what the pairs replace ("kitchen knife", not "kitchen" or "a"): they are unsafe.
+
+    `words`: what they may not name either, in lower case.
+    """
+    names = {f" {word} " for word in words}
     for pair in pairs:
         unsafe, safe = (side.lower().replace(",", " ").split() for side in pair)
         while unsafe and safe and unsafe[0] == safe[0]:
@@ -170,7 +190,7 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     safe_learn = list(dict.fromkeys(b for _, b in learn))
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
     own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in unsafe]
-    everyday = without_named(everyday_prompts(), pairs.pairs)
+    everyday = without_named(everyday_prompts(), [*pairs.pairs, *pairs.held_out], pairs.leave_out)
     own_learn, own_held = _split(own, 0.25, rng)
     everyday_learn, everyday_held = _split(everyday, 0.4, rng)
     room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)

@@ -30,7 +30,7 @@ from .instant import TokenStatistics, difference_move, instant_move, token_stati
 from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
-from .prompts import PromptSets, build_sets
+from .prompts import PromptSets, build_sets, with_new_words
 from .recipe import INITIAL, TARGETS, Recipe
 
 ENCODE_BATCH = 64
@@ -135,7 +135,8 @@ class Trainer:
         Raises PairsError or ValueError when the input cannot be trained on.
         """  # fmt: skip
         self.backbone, self.pairs, self.recipe = backbone, pairs, recipe or Recipe()
-        self.concept = concept.strip() or "unsafe content"
+        self.concept = concept.strip() or pairs.title or "unsafe content"
+        self.new_words = [unsafe for unsafe, _ in with_new_words(pairs.held_out, pairs.pairs)]
         self.existing = existing
         self.region: Region | None = None
         self.losses: list[float] = []
@@ -212,7 +213,7 @@ class Trainer:
         sets, recipe = self.sets, self.recipe
         if recipe.preset == "paper":
             return 1 + recipe.steps + int(self.backbone.can_decode)
-        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in self.prompts().values())
+        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in [*self.prompts().values(), self.new_words])
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // TRAJECTORY_BATCH) * 4 if recipe.steps else 0
         gate = 0 if self.walls_are_fixed() else GATE_STEPS // 20
         drawn = int(self.backbone.can_denoise and self.backbone.can_decode)
@@ -251,6 +252,9 @@ class Trainer:
             for name, side in (("unsafe", 0), ("safe", 1)):
                 states[name] = _beside(states[name], self._encode([pair[side] for pair in found])[gated])
             gate = self._fit_gate(states, gated, constant)
+        if self.new_words:
+            depths = prompt_depths(self._encode(self.new_words)[gated], gate, constant.get(gated))
+            self.numbers["calibration"] |= report.of_new_words(depths)
         part = processes.agreed(self._instant_part(encoded, blocks, gated, gate, constant))
         self._keep(part)
         self.losses += self._instant_losses(states, gate, constant.get(gated))
