@@ -71,7 +71,7 @@ def expand(prompt: str) -> list[tuple[tuple[int, ...], str]]:
     for chosen in product(*(range(len(group)) for group in groups)):
         words = [group[i] for group, i in zip(groups, chosen)]
         text = "".join(piece + word for piece, word in zip(pieces, [*words, ""]))
-        filled.append((chosen, " ".join(text.split())))
+        filled.append((chosen, " ".join(text.split()).replace(" ,", ",")))
         if len(filled) > MAX_EXPANSION:
             raise PairsError(f"the alternatives make more than {MAX_EXPANSION} prompts; use fewer")
     return filled
