@@ -96,9 +96,12 @@ def vary_pairs(
     return varied
 
 
-def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
-    """One variation of each harmless prompt: words shuffled, two joined, a heap of words from anywhere, upper case."""
-    words = [word for prompt in prompts for word in prompt.replace(",", " ").split()]
+def vary_harmless(prompts: Sequence[str], rng: Random, leave_out: Sequence[str] = ()) -> list[str]:
+    """One variation of each harmless prompt: words shuffled, two joined, a heap of words from anywhere, upper case.
+
+    `leave_out`: what is not harmless in any company is in no heap.
+    """
+    words = [word for prompt in prompts for word in prompt.replace(",", " ").split() if word.lower() not in leave_out]
     varied = []
     for prompt in prompts:
         roll = rng.random()
@@ -114,14 +117,21 @@ def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
 
 
 def with_new_words(held_out: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The held-out pairs that replace words which stand on no pair's unsafe side, not in the plural either."""
+    """The held-out pairs that replace words which stand on no pair's unsafe side, not in the plural either.
+
+    A pair that replaces nothing, where the safe side only says more, needs one word that stands on none.
+    """
 
     def words(prompt: str) -> set[str]:
         return {word.rstrip("s") for word in re.findall(r"[\w']+", prompt.lower()) if word not in FILLERS}
 
     known = set().union(*(words(unsafe) for unsafe, _ in pairs))
-    replaced = [words(unsafe) - words(safe) for unsafe, safe in held_out]
-    return [pair for pair, new in zip(held_out, replaced) if new and not new & known]
+    found = []
+    for unsafe, safe in held_out:
+        replaced = words(unsafe) - words(safe)
+        if not replaced & known if replaced else words(unsafe) - known:
+            found.append((unsafe, safe))
+    return found
 
 
 def without_named(
@@ -190,7 +200,8 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     safe_learn = list(dict.fromkeys(b for _, b in learn))
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
     own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in unsafe]
-    everyday = without_named(everyday_prompts(), [*pairs.pairs, *pairs.held_out], pairs.leave_out)
+    apart = pairs.leave_out
+    everyday = without_named(everyday_prompts(), [*pairs.pairs, *pairs.held_out], apart)
     own_learn, own_held = _split(own, 0.25, rng)
     everyday_learn, everyday_held = _split(everyday, 0.4, rng)
     room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)
@@ -202,8 +213,8 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
-        list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng), *(b for _, b in learn_varied)])),
-        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng), *long])),
+        list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng, apart), *(b for _, b in learn_varied)])),
+        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng, apart), *long])),
         crowded_pairs(rng.choices(learn, k=crowds), harmless, rng),
         [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=crowds)],
     )
