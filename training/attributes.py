@@ -2,7 +2,7 @@
 
 One row a line, `open prompt => group: prompt => group: prompt`; `attribute: its name`; `stated: prompt that states the
 attribute some other way`; `keep: prompt about something else`; `held-out: a row about a subject that no other has`, to
-measure with; `# comment`. `{a|b}` lists alternatives, which run in step in all prompts of a row.
+measure with; `leave-out: word` of everyday prompts that are not about something else; `# comment`. `{a|b}` lists alternatives, which run in step in all prompts of a row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .gate import STEPS as GATE_STEPS
 from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
-from .prompts import MAX_KEEP, vary_harmless, vary_pairs
+from .prompts import MAX_KEEP, vary_harmless, vary_pairs, without_named
 from .recipe import Recipe
 from .trainer import (
     ENCODE_BATCH,
@@ -62,7 +62,7 @@ class AttributePairs:
     """What an attribute is learned from: `rows` of an open prompt and its counterpart for each of `groups`.
 
     Neither `stated` prompts, which state the attribute some other way, nor `keep`, about something else, may change.
-    `held_out` rows are for measuring only.
+    `held_out` rows are for measuring only. Everyday prompts with a word of `leave_out` are not taken for other things.
     """
 
     attribute: str
@@ -71,13 +71,15 @@ class AttributePairs:
     stated: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     held_out: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    leave_out: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The rows in the form that `parse_attribute` reads, with all alternatives written out."""
         lines = [mark + " => ".join([neutral, *(f"{g}: {p}" for g, p in zip(self.groups, prompts))])
                  for mark, rows in (("", self.rows), ("held-out: ", self.held_out))
                  for neutral, prompts in rows]  # fmt: skip
-        others = [f"{name}: {prompt}" for name in ("stated", "keep") for prompt in getattr(self, name)]
+        others = [f"{name.replace('_', '-')}: {prompt}"
+                  for name in ("stated", "keep", "leave_out") for prompt in getattr(self, name)]  # fmt: skip
         return "\n".join([f"attribute: {self.attribute}", *lines, *others])
 
 
@@ -110,7 +112,7 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
     attribute, groups = "", ()
     rows: dict[str, tuple[str, ...]] = {}
     held_out: dict[str, tuple[str, ...]] = {}
-    others: dict[str, list[str]] = {"stated": [], "keep": []}
+    others: dict[str, list[str]] = {"stated": [], "keep": [], "leave-out": []}
     for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
         line = line.strip()
         name, _, value = (piece.strip() for piece in line.partition(":"))
@@ -133,11 +135,11 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
             raise PairsError(f"{source}, line {number}: {error}.") from None
     if not attribute:
         raise PairsError(f"{source}: the attribute has no name; write a line such as  attribute: gender.")
-    stated, keep = (tuple(dict.fromkeys(prompts)) for prompts in others.values())
+    stated, keep, leave_out = (tuple(dict.fromkeys(prompts)) for prompts in others.values())
     known = {prompt for prompts in rows.values() for prompt in prompts} | {*stated, *keep, *held_out}
     if both := known & rows.keys():
         raise PairsError(f'{source}: "{min(both)[:60]}" is an open prompt of a row and stands elsewhere too.')
-    return AttributePairs(attribute, groups, tuple(rows.items()), stated, keep, tuple(held_out.items()))
+    return AttributePairs(attribute, groups, tuple(rows.items()), stated, keep, tuple(held_out.items()), leave_out)
 
 
 def load_attribute(path: Path | str) -> AttributePairs:
@@ -210,7 +212,7 @@ def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Hal
         count = round(len(chosen) * share)
         return chosen[count:], chosen[:count]
 
-    everyday = everyday_prompts()
+    everyday = without_named(everyday_prompts(), [], pairs.leave_out)
     subjects = _subjects(pairs, everyday)
     group_words = {word for neutral, prompts in pairs.rows for prompt in prompts for word in _words(prompt)}
     group_words -= {word for neutral, _ in pairs.rows for word in _words(neutral)}
@@ -223,7 +225,7 @@ def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Hal
         found = rows[i] + _varied(rows[i], beside, rng.randrange(2**32))
         told = [prompts[group] for group in range(len(pairs.groups)) for _, prompts in found]
         plain = [*own[i], *daily[i]]
-        plain = list(dict.fromkeys([*([""] if i == 0 else []), *plain, *vary_harmless(plain, rng)]))
+        plain = list(dict.fromkeys([*([""] if i == 0 else []), *plain, *vary_harmless(plain, rng, pairs.leave_out)]))
         halves.append(Half(found, plain, told + stated[i]))
     return halves[0], halves[1]
 
