@@ -2,7 +2,8 @@
 
 One row a line, `open prompt => group: prompt => group: prompt`; `attribute: its name`; `stated: prompt that states the
 attribute some other way`; `keep: prompt about something else`; `held-out: a row about a subject that no other has`, to
-measure with; `leave-out: word` of everyday prompts that are not about something else; `# comment`. `{a|b}` lists alternatives, which run in step in all prompts of a row.
+measure with; `leave-out: word` of everyday prompts that are not about something else; `# comment`. `{a|b}` lists
+alternatives, which run in step in all prompts of a row.
 """
 
 from __future__ import annotations
