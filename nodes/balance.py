@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 from ..backbones.comfy import ComfyBackbone
 from ..region import Region, attribute_of, balance_conditioning, parse_shares
 from ..region.balance import known_groups
-from ..training.attributes import CONTRAST, AttributeTrainer, load_attribute, parse_attribute
+from ..training.attributes import CONTRAST, AttributePairs, AttributeTrainer, load_attribute, parse_attribute
+from ..training.packs import attribute_pack_names, load_attribute_pack, pack_title
 from ..training.pairs import PairsError
 from .common import LossMapType, SafeRegionType, schema, show_text
 from .names import shown
@@ -105,7 +106,7 @@ class TrainBalanceRegion(io.ComfyNode):
             description="Learns a region that balances an attribute (a gender, an age, a place) with this model, from "
             "prompts that leave it open and the same prompts for each group. The model itself is not changed. "
             "Interrupting keeps what was learned so far in models/safe_regions/interrupted.",
-            search_aliases=["safe region", "train region", "fairness", "bias", "debias"],
+            search_aliases=["safe region", "train region", "fairness", "bias", "debias", *attribute_pack_names()],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn the region with; any that can sample."),
@@ -117,7 +118,8 @@ class TrainBalanceRegion(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "file", options=[NO_FILE, *text_files()], default=NO_FILE, optional=True,
-                    tooltip="A .txt file in ComfyUI's input folder to read instead of the text box.",
+                    tooltip="A .txt file in ComfyUI's input folder, a pack of your own, to read instead of the text "
+                    "box.",
                 ),
                 io.Combo.Input(
                     "preset", options=["region", "instant", "paper"], default="region", optional=True,
@@ -144,6 +146,10 @@ class TrainBalanceRegion(io.ComfyNode):
                     tooltip="The same seed and inputs give the same region.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="For pictures before and after in the report."),
+                io.Combo.Input(
+                    "pack", options=[NO_FILE, *attribute_pack_names()], default=NO_FILE, optional=True,
+                    tooltip="A built-in pack for an attribute, read instead of the text box and the file.",
+                ),
             ],
             outputs=[
                 SafeRegionType.Output(display_name="region", tooltip="The region, for Balance or Save Safe Region."),
@@ -168,21 +174,33 @@ class TrainBalanceRegion(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, clip: Any, text: str, file: str = NO_FILE, preset: str = "region", steps: int = 0,
-        contrast: float = CONTRAST, size: int = 0, seed: int = 0, vae: Any = None,
+        contrast: float = CONTRAST, size: int = 0, seed: int = 0, vae: Any = None, pack: str = NO_FILE,
     ) -> io.NodeOutput:  # fmt: skip
         node_id = cls.hidden.unique_id
-        path = text_path(file) if file != NO_FILE else None
         try:
-            if file != NO_FILE and path is None:
-                raise PairsError(no_file(file))
-            pairs = parse_attribute(text) if path is None else load_attribute(path)
+            pairs = rows_from(text, file, pack)
         except PairsError as error:
             show_text(node_id, shown(error))
             raise
+        title = f"{pack_title(pack)[0]}: " if pack != NO_FILE else ""
+        kept = len(pairs.stated) + len(pairs.keep)
+        show_text(node_id, shown(f"{title}{len(pairs.rows)} rows, {kept} prompts to keep"))
         recipe = recipe_from(preset, seed, steps=steps)
         with torch.inference_mode(False), torch.enable_grad():  # ComfyUI runs nodes in inference mode
             trainer = AttributeTrainer(ComfyBackbone(model, clip, vae, size), pairs, recipe, contrast)
             return finished(cls, trainer, model)
+
+
+def rows_from(text: str, file: str, pack: str) -> AttributePairs:
+    """The rows of a pack, or of a file, or of the text box. Raises PairsError."""
+    if pack != NO_FILE:
+        return load_attribute_pack(pack)
+    if file == NO_FILE:
+        return parse_attribute(text)
+    path = text_path(file)
+    if path is None:
+        raise PairsError(no_file(file))
+    return load_attribute(path)
 
 
 def text_files() -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..training.packs import load_pack, pack_names
 from ..training.pairs import PairsError, load_pairs, parse_pairs
 from .common import PromptPairsType, schema, show_text
 from .names import inside, shown
@@ -46,8 +47,8 @@ class SafeRegionPromptPairs(io.ComfyNode):
             node_id="SafeRegionPromptPairs",
             display_name="Safe Region Prompt Pairs",
             description="What a safe region is learned from: unsafe prompts, each with a safe counterpart, and "
-            "harmless prompts to keep. Read from the text box, and from a file if you choose one.",
-            search_aliases=["safe region", "prompt pairs", "training data"],
+            "harmless prompts to keep. Choose a built-in pack or write your own in the text box; a file adds to it.",
+            search_aliases=["safe region", "prompt pairs", "training data", "prompt pack", *pack_names()],
             inputs=[
                 io.String.Input(
                     "text", multiline=True, default=EXAMPLE,
@@ -57,7 +58,12 @@ class SafeRegionPromptPairs(io.ComfyNode):
                 io.Combo.Input(
                     "file", options=[NO_FILE, *pair_files()], default=NO_FILE, optional=True,
                     tooltip="A .txt, .csv or .jsonl file in ComfyUI's input folder with more pairs (columns or keys: "
-                    "unsafe, safe, keep).",
+                    "unsafe, safe, keep): a pack of your own.",
+                ),
+                io.Combo.Input(
+                    "pack", options=[NO_FILE, *pack_names()], default=NO_FILE, optional=True,
+                    tooltip="A built-in pack of prompt pairs, read instead of the text box. A file that you choose "
+                    "still adds to it.",
                 ),
             ],
             outputs=[
@@ -80,9 +86,9 @@ class SafeRegionPromptPairs(io.ComfyNode):
         return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
 
     @classmethod
-    def execute(cls, text: str, file: str = NO_FILE) -> io.NodeOutput:
+    def execute(cls, text: str, file: str = NO_FILE, pack: str = NO_FILE) -> io.NodeOutput:
         try:
-            pairs = parse_pairs(text)
+            pairs = parse_pairs(text) if pack == NO_FILE else load_pack(pack)
             if file != NO_FILE:
                 path = pair_path(file)
                 if path is None:
@@ -93,7 +99,8 @@ class SafeRegionPromptPairs(io.ComfyNode):
         except PairsError as error:
             show_text(cls.hidden.unique_id, shown(error))
             raise
-        summary = f"{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep"
+        title = f"{pairs.title}: " if pairs.title else ""
+        summary = f"{title}{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep"
         show_text(cls.hidden.unique_id, summary)
         return io.NodeOutput(pairs, pairs.text(), ui=ui.PreviewText(summary))
 

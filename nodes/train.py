@@ -138,8 +138,9 @@ class TrainSafeRegion(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder: the region fits this encoder only."),
                 PromptPairsType.Input("pairs", tooltip="What to learn from, from Safe Region Prompt Pairs."),
                 io.String.Input(
-                    "concept", default="weapons", optional=True,
-                    tooltip="What the region keeps out, in a word or two: its name, and the phrase of preset paper.",
+                    "concept", default="", optional=True,
+                    tooltip="What the region keeps out, in a word or two: its name, and the phrase of preset paper. "
+                    "Empty takes the title of the pack that you chose in Safe Region Prompt Pairs.",
                 ),
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="region", optional=True,
@@ -187,7 +188,7 @@ class TrainSafeRegion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, pairs: PromptPairs, concept: str = "weapons", preset: str = "region",
+        cls, model: Any, clip: Any, pairs: PromptPairs, concept: str = "", preset: str = "region",
         steps: int = 0, rank: int = 0, learning_rate: float = 0.0, guidance: float = 0.0, size: int = 0, seed: int = 0,
         vae: Any = None, existing_region: Region | None = None,
     ) -> io.NodeOutput:  # fmt: skip

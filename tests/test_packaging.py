@@ -28,8 +28,8 @@ def test_every_folder_of_code_is_a_package_that_pip_installs():
 def test_the_installed_package_has_its_data():
     here = Path(comfyui_safe_region.__file__).parent
     wanted = [ROOT / "py.typed"]
-    for pattern in ("demo/*.txt", "demo/weights/*", "demo/regions/*", "training/*.txt", "training/pairs/*", "web/**/*",
-                    "example_workflows/*", "subgraphs/*"):
+    for pattern in ("demo/*.txt", "demo/weights/*", "demo/regions/*", "training/*.txt", "training/packs/**/*",
+                    "web/**/*", "example_workflows/*", "subgraphs/*"):
         wanted += [path for path in ROOT.glob(pattern) if path.is_file()]
     missing = [str(path.relative_to(ROOT)) for path in wanted if not (here / path.relative_to(ROOT)).is_file()]
     assert not missing

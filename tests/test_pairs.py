@@ -37,7 +37,8 @@ def test_expand_keeps_text_without_groups():
 
 
 def test_pairs_round_trip_through_text():
-    pairs = parse_pairs("a => b\nkeep: c")
+    pairs = parse_pairs("a => b\nkeep: c\nHeld-Out: {d|e} => f\nleave-out: {g|h}")
+    assert pairs.held_out == (("d", "f"), ("e", "f")) and pairs.leave_out == ("g", "h")
     assert parse_pairs(pairs.text()) == pairs
     assert pairs + pairs == pairs
 
@@ -51,6 +52,7 @@ def test_pairs_round_trip_through_text():
         ("{a|b => c", ["line 1", "brace"]),
         ("a =>", ["line 1", "empty"]),
         ("same => same", ["line 1", "keep: same"]),
+        ("a => b\nheld-out: c", ["line 2", "no pair"]),
         ("{" + "|".join("abcdefghij") + "}" * 1 + " {0|1|2|3|4|5|6|7|8|9}" * 5 + " => x", ["line 1", "more than"]),
     ],
 )
@@ -62,11 +64,13 @@ def test_errors_name_the_line_and_the_remedy(text, words):
 
 
 def test_files_of_all_forms_give_the_same(tmp_path):
-    (tmp_path / "a.txt").write_text("a => b\nkeep: c", encoding="utf-8")
-    (tmp_path / "a.csv").write_text("keep,safe,unsafe\n,b,a\nc,,\n", encoding="utf-8-sig")
-    (tmp_path / "a.jsonl").write_text('{"unsafe": "a", "safe": "b"}\n\n{"keep": "c"}\n', encoding="utf-8")
+    (tmp_path / "a.txt").write_text("a => b\nkeep: c\nheld-out: d => e\nleave-out: f", encoding="utf-8")
+    table = "keep,safe,unsafe,held_out,leave_out\n,b,a,d => e,\nc,,,,f\n"
+    (tmp_path / "a.csv").write_text(table, encoding="utf-8-sig")
+    rows = '{"unsafe": "a", "safe": "b", "held_out": "d => e"}\n\n{"keep": "c", "leave_out": "f"}\n'
+    (tmp_path / "a.jsonl").write_text(rows, encoding="utf-8")
     read = [load_pairs(tmp_path / f"a.{ending}") for ending in ("txt", "csv", "jsonl")]
-    assert read[0] == read[1] == read[2] == PromptPairs((("a", "b"),), ("c",))
+    assert read[0] == read[1] == read[2] == PromptPairs((("a", "b"),), ("c",), (("d", "e"),), ("f",))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ PAIRS = parse_pairs(
     "a {zzknife|zzgun|zzbomb|zzaxe} {in the park|on a table|at night|by the sea} => "
     "a {flower|flower|flower|flower} {in the park|on a table|at night|by the sea}\n"
     "{red|blue|green} {zzknife|zzgun|zzbomb} and a {dog|cat} => {red|blue|green} {flower|flower|flower} and a {dog|cat}"
+    "\nheld-out: a {zzmace|zzknife} in the park => a flower in the park"
 )
 SHORT = {"trajectories": 20, "sampling_steps": 5, "prompts": 900}
 

@@ -1,8 +1,9 @@
 """Learning an attribute region: a gate for prompts that leave the attribute open, and a move for each group.
 
 One row a line, `open prompt => group: prompt => group: prompt`; `attribute: its name`; `stated: prompt that states the
-attribute some other way`; `keep: prompt about something else`; `# comment`. `{a|b}` lists alternatives, which run in
-step in all prompts of a row.
+attribute some other way`; `keep: prompt about something else`; `held-out: a row about a subject that no other has`, to
+measure with; `leave-out: word` of everyday prompts that are not about something else; `# comment`. `{a|b}` lists
+alternatives, which run in step in all prompts of a row.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
 from .plan import Work, attribute_work, costs
 from .progress import GROUP_LEFT, WALLS, Ledger, Progress, Separation, measure, separation
-from .prompts import MAX_KEEP, vary_harmless, vary_pairs
+from .prompts import MAX_KEEP, vary_harmless, vary_pairs, without_named
 from .recipe import PREVIEW_PROMPTS, REPORT_STEPS, Recipe
 from .text_states import (
     ENCODE_BATCH,
@@ -64,6 +65,7 @@ class AttributePairs:
     """What an attribute is learned from: `rows` of an open prompt and its counterpart for each of `groups`.
 
     Neither `stated` prompts, which state the attribute some other way, nor `keep`, about something else, may change.
+    `held_out` rows are for measuring only. Everyday prompts with a word of `leave_out` are not taken for other things.
     """
 
     attribute: str
@@ -71,12 +73,16 @@ class AttributePairs:
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     stated: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    held_out: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    leave_out: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The rows in the form that `parse_attribute` reads, with all alternatives written out."""
-        lines = [" => ".join([neutral, *(f"{g}: {p}" for g, p in zip(self.groups, prompts))])
-                 for neutral, prompts in self.rows]  # fmt: skip
-        others = [f"{name}: {prompt}" for name in ("stated", "keep") for prompt in getattr(self, name)]
+        lines = [mark + " => ".join([neutral, *(f"{g}: {p}" for g, p in zip(self.groups, prompts))])
+                 for mark, rows in (("", self.rows), ("held-out: ", self.held_out))
+                 for neutral, prompts in rows]  # fmt: skip
+        others = [f"{name.replace('_', '-')}: {prompt}"
+                  for name in ("stated", "keep", "leave_out") for prompt in getattr(self, name)]  # fmt: skip
         return "\n".join([f"attribute: {self.attribute}", *lines, *others])
 
 
@@ -108,7 +114,8 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
     """Read an attribute's rows; `source` is what errors call it. Raises PairsError with the line and the remedy."""
     attribute, groups = "", ()
     rows: dict[str, tuple[str, ...]] = {}
-    others: dict[str, list[str]] = {"stated": [], "keep": []}
+    held_out: dict[str, tuple[str, ...]] = {}
+    others: dict[str, list[str]] = {"stated": [], "keep": [], "leave-out": []}
     for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
         line = line.strip()
         name, _, value = (piece.strip() for piece in line.partition(":"))
@@ -120,21 +127,22 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
             elif name.lower() in others:
                 others[name.lower()] += [prompt for _, prompt in expand(value) if prompt]
             else:
-                found = _row(line)
+                apart = name.lower() == "held-out"
+                found = _row(value if apart else line)
                 groups = groups or tuple(sorted(found))
                 if tuple(sorted(found)) != groups:
                     raise PairsError(f"this row has the groups {', '.join(found)}, the first one {', '.join(groups)}")
                 for filled in zip(*(found[group] for group in groups)):
-                    rows[filled[0][0]] = tuple(prompt for _, prompt in filled)
+                    (held_out if apart else rows)[filled[0][0]] = tuple(prompt for _, prompt in filled)
         except PairsError as error:
             raise PairsError(f"{source}, line {number}: {error}.") from None
     if not attribute:
         raise PairsError(f"{source}: the attribute has no name; write a line such as  attribute: gender.")
-    stated, keep = (tuple(dict.fromkeys(prompts)) for prompts in others.values())
-    known = {prompt for prompts in rows.values() for prompt in prompts} | {*stated, *keep}
+    stated, keep, leave_out = (tuple(dict.fromkeys(prompts)) for prompts in others.values())
+    known = {prompt for prompts in rows.values() for prompt in prompts} | {*stated, *keep, *held_out}
     if both := known & rows.keys():
         raise PairsError(f'{source}: "{min(both)[:60]}" is an open prompt of a row and stands elsewhere too.')
-    return AttributePairs(attribute, groups, tuple(rows.items()), stated, keep)
+    return AttributePairs(attribute, groups, tuple(rows.items()), stated, keep, tuple(held_out.items()), leave_out)
 
 
 def load_attribute(path: Path | str) -> AttributePairs:
@@ -175,7 +183,8 @@ def _words(prompt: str) -> set[str]:
 def _subjects(pairs: AttributePairs, everyday: Sequence[str]) -> set[str]:
     """Words of the open prompts that name what they are about: not in prompts to keep, and rare in everyday ones."""
     usual = Counter(word for prompt in everyday for word in _words(prompt))
-    found = {word for neutral, _ in pairs.rows for word in _words(neutral) if usual[word] < RARE * len(everyday)}
+    rows = [*pairs.rows, *pairs.held_out]
+    found = {word for neutral, _ in rows for word in _words(neutral) if usual[word] < RARE * len(everyday)}
     return found.difference(*map(_words, pairs.keep))
 
 
@@ -206,7 +215,7 @@ def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Hal
         count = round(len(chosen) * share)
         return chosen[count:], chosen[:count]
 
-    everyday = everyday_prompts()
+    everyday = without_named(everyday_prompts(), [], pairs.leave_out)
     subjects = _subjects(pairs, everyday)
     group_words = {word for neutral, prompts in pairs.rows for prompt in prompts for word in _words(prompt)}
     group_words -= {word for neutral, _ in pairs.rows for word in _words(neutral)}
@@ -219,7 +228,7 @@ def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Hal
         found = rows[i] + _varied(rows[i], beside, rng.randrange(2**32))
         told = [prompts[group] for group in range(len(pairs.groups)) for _, prompts in found]
         plain = [*own[i], *daily[i]]
-        plain = list(dict.fromkeys([*([""] if i == 0 else []), *plain, *vary_harmless(plain, rng)]))
+        plain = list(dict.fromkeys([*([""] if i == 0 else []), *plain, *vary_harmless(plain, rng, pairs.leave_out)]))
         halves.append(Half(found, plain, told + stated[i]))
     return halves[0], halves[1]
 
@@ -345,6 +354,11 @@ class AttributeTrainer:
         """The prompts, and rows for their open prompts, whose text states are kept."""
         return [prompts for half in self._halves for prompts in (half.rows, half.plain, half.stated)]
 
+    @property
+    def new_words(self) -> list[str]:
+        """Open prompts about subjects that it does not learn from."""
+        return [neutral for neutral, _ in self.pairs.held_out]
+
     def draws(self) -> bool:
         """Whether there can be pictures."""
         return self.backbone.can_denoise and self.backbone.can_decode
@@ -361,7 +375,7 @@ class AttributeTrainer:
         drawn = int(self.draws())
         if recipe.preset == "paper":
             return {"encode": groups, "discover": groups * recipe.steps, "report": drawn}
-        lists = self.prompts()
+        lists = [*self.prompts(), self.new_words]
         encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(self.learn.rows)) // 16) * 4 if recipe.steps else 0
         told = -(-len(self.learn.stated) // len(self.learn.rows))
@@ -385,8 +399,9 @@ class AttributeTrainer:
         gated = gated_key(learn["rows"])
         blocks = blocks_of(*learn.values(), *held.values())
         constant = known_tokens(learn["plain"], learn["rows"], [gated, *blocks])
+        new_words = self._encode(self.new_words)[gated] if self.new_words else None
         gate, stated = self._fit_gates(
-            *({n: s[gated] for n, s in half.items()} for half in (learn, held)), constant.get(gated)
+            *({n: s[gated] for n, s in half.items()} for half in (learn, held)), new_words, constant.get(gated)
         )
         text: list[dict[str, TokenStatistics]] = [{} for _ in range(count)]
         moves: list[dict[str, Move]] = [{} for _ in range(count)]
@@ -422,7 +437,9 @@ class AttributeTrainer:
         else:
             self.losses += [1.0, 1 - self.numbers["calibration"]["unsafe_touched"]]
 
-    def _fit_gates(self, learn: dict[str, Tensor], held: dict[str, Tensor], known: Tensor | None) -> tuple[Gate, Gate]:
+    def _fit_gates(
+        self, learn: dict[str, Tensor], held: dict[str, Tensor], new_words: Tensor | None, known: Tensor | None
+    ) -> tuple[Gate, Gate]:  # fmt: skip
         """The gate that opens on what the rows are about, and the one that opens where the attribute is stated."""
 
         def visit(step: int, loss: float, now: Gate) -> None:
@@ -463,6 +480,8 @@ class AttributeTrainer:
             "unsafe_touched": float((margins(learn["rows"]) > 0).float().mean()),
             "held_out_unsafe_touched": float((self._depths[1] > 0).float().mean()),
         }  # fmt: skip
+        if new_words is not None:
+            card |= report.of_new_words(margins(new_words))
         self.numbers["calibration"] = card
         self._ledger.report("calibrate", separation=told_apart(*self._depths),
                             message=f"touches {card['harmless_touched']:.1%} of harmless prompts")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command `safe-region`: demo, train, train-balance, inspect, info, import."""
+"""The command `safe-region`: demo, train, train-balance, packs, inspect, info, import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 from ..region import Region, RegionError, import_paper, load_region, save_region
 from ..region.files import write_atomically
 from . import processes
-from .pairs import PairsError, demo_pairs, load_pairs
+from .packs import attribute_pack_names, load_attribute_pack, load_pack, pack_names, pack_title
+from .pairs import PairsError, PromptPairs, demo_pairs, load_pairs
 from .plan import plan
 from .progress import Ledger
 from .recipe import INITIAL, PRESETS, TARGETS, Recipe
@@ -169,21 +170,27 @@ def _train_into(trainer: Any, out: Path, dry_run: bool) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train a region from a file of prompt pairs, on the embedded demo model or a diffusers pipeline."""
+    """Train a region from a pack or a file of prompt pairs, on the embedded demo model or a diffusers pipeline."""
     from .trainer import Trainer
 
     out = _region_file(args.out)
     existing = load_region(args.existing) if args.existing else None
-    pairs = load_pairs(args.pairs)
-    trainer = Trainer(_backbone(args), pairs, _recipe(args), args.concept or Path(args.pairs).stem, existing)
+    chosen = [load_pack(args.pack)] if args.pack else []
+    chosen += [load_pairs(args.pairs)] if args.pairs else []
+    if not chosen:
+        raise UsageError("Say what to learn from: --pack NAME (safe-region packs lists them), --pairs FILE, or both.")
+    pairs = sum(chosen, PromptPairs(()))
+    concept = args.concept or pairs.title or Path(args.pairs).stem
+    trainer = Trainer(_backbone(args), pairs, _recipe(args), concept, existing)
     _train_into(trainer, out, args.dry_run)
 
 
 def run_train_balance(args: argparse.Namespace) -> None:
-    """Learn the groups of an attribute from a file of rows, such as demo/gender.txt."""
+    """Learn the groups of an attribute from a pack, or from a file of rows such as demo/gender.txt."""
     from .attributes import AttributeTrainer, load_attribute
 
-    out, pairs = _region_file(args.out), load_attribute(args.pairs)
+    out = _region_file(args.out)
+    pairs = load_attribute_pack(args.pack) if args.pack else load_attribute(args.pairs)
     _train_into(AttributeTrainer(_backbone(args), pairs, _recipe(args)), out, args.dry_run)
 
 
@@ -211,6 +218,23 @@ def run_inspect(args: argparse.Namespace) -> None:
              for caption, one in rows]  # fmt: skip
     strip_picture(strip, drawn).save(args.out, format="PNG")
     print(f"Strip: {args.out}")
+
+
+def run_packs(args: argparse.Namespace) -> None:
+    """List the built-in prompt packs."""
+    for name in pack_names():
+        pairs = load_pack(name)
+        _say_pack(name, f"{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep, {len(pairs.held_out)} held out")
+    print("\nFor train-balance:\n")
+    for name in attribute_pack_names():
+        rows = load_attribute_pack(name)
+        kept = len(rows.stated) + len(rows.keep)
+        _say_pack(name, f"{len(rows.rows)} rows, {kept} prompts to keep, {len(rows.held_out)} held out")
+
+
+def _say_pack(name: str, counts: str) -> None:
+    title, description = pack_title(name)
+    print(f"{name:<26}{title}: {counts}\n{'':<26}{description}")
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -270,16 +294,19 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--harmless", type=int, default=200, help="harmless prompts")
     _add_recipe(demo)
     train = add("train", run_train)
-    train.add_argument("--pairs", required=True, help="a .txt, .csv or .jsonl file of prompt pairs")
+    train.add_argument("--pack", metavar="NAME", help="a built-in prompt pack: safe-region packs lists them")
+    train.add_argument("--pairs", help="a .txt, .csv or .jsonl file of prompt pairs, your own pack; adds to --pack")
     train.add_argument("--out", required=True, help="the region file to write")
     train.add_argument("--prompts", dest="encoded", type=int,
                        help="prompts to encode at most (default: 7000): fewer take less time, and the gate errs more")
-    train.add_argument("--concept", help="what the region is about, in a few words")
+    train.add_argument("--concept", help="what the region is about, in a few words (default: the pack's title)")
     train.add_argument("--existing", help="a region to go on from")
     _add_model(train)
     _add_recipe(train)
     balance = add("train-balance", run_train_balance)
-    balance.add_argument("--pairs", required=True, help="a .txt file: open prompt => group: prompt => group: prompt")
+    rows = balance.add_mutually_exclusive_group(required=True)
+    rows.add_argument("--pack", metavar="NAME", help="a built-in pack of an attribute: safe-region packs lists them")
+    rows.add_argument("--pairs", help="a .txt file, your own pack: open prompt => group: prompt => group: prompt")
     balance.add_argument("--out", required=True, help="the region file to write")
     _add_model(balance)
     balance.add_argument("--preset", choices=("region", "instant", "paper"), default="region",
@@ -287,6 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
     balance.add_argument("--steps", type=int, help="training steps for each group through the diffusion model")
     balance.add_argument("--rank", type=int, help="rank of the moves")
     balance.add_argument("--seed", type=int, help="the same seed gives the same region")
+    add("packs", run_packs)
     inspect = add("inspect", run_inspect)
     inspect.add_argument("region", help="a region file, learned on the demo model")
     inspect.add_argument("prompt")

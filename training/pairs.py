@@ -1,8 +1,9 @@
 """Prompt pairs: what a region is learned from.
 
 One pair a line, `unsafe prompt => safe prompt`; `keep: harmless prompt`; `# comment`. `{a|b}` lists alternatives,
-which run in step on both sides of a pair. CSV and JSONL files hold the same in columns or keys named `unsafe`,
-`safe` and `keep`.
+which run in step on both sides of a pair. `held-out: unsafe prompt => safe prompt` is a pair with words that no other
+has, to measure with; `leave-out: words` are words whose everyday prompts are not taken for harmless. CSV and JSONL
+files hold the same in columns or keys named `unsafe`, `safe`, `keep`, `held_out` and `leave_out`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from pathlib import Path
 
 MAX_EXPANSION = 20_000  # prompts
 _GROUP = re.compile(r"\{([^{}]*)\}")
+_MARKED = ("keep", "held_out", "leave_out")  # what begins with a name and a colon
+
+
+Row = tuple[int, dict[str, str]]  # the number of a line, and what it holds by name
 
 
 class PairsError(ValueError):
@@ -26,17 +31,30 @@ class PairsError(ValueError):
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """`pairs` of (unsafe, safe) prompts and harmless prompts to `keep` as they are."""
+    """`pairs` of (unsafe, safe) prompts and harmless prompts to `keep` as they are.
+
+    `held_out` pairs, with words that no other has, are for measuring only. Everyday prompts with a word of `leave_out`
+    are not taken for harmless. `title`: what it is about, if that is known.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     keep: tuple[str, ...] = ()
+    held_out: tuple[tuple[str, str], ...] = ()
+    leave_out: tuple[str, ...] = ()
+    title: str = ""
 
     def __add__(self, other: PromptPairs) -> PromptPairs:
-        return PromptPairs(_unique(self.pairs + other.pairs), _unique(self.keep + other.keep))
+        lists = ("pairs", "keep", "held_out", "leave_out")
+        return PromptPairs(
+            *(_unique(getattr(self, name) + getattr(other, name)) for name in lists), self.title or other.title
+        )
 
     def text(self) -> str:
         """The pairs in the form that `parse_pairs` reads, one a line."""
-        return "\n".join([*(f"{a} => {b}" for a, b in self.pairs), *(f"keep: {k}" for k in self.keep)])
+        return "\n".join([
+            *(f"{a} => {b}" for a, b in self.pairs), *(f"keep: {prompt}" for prompt in self.keep),
+            *(f"held-out: {a} => {b}" for a, b in self.held_out), *(f"leave-out: {words}" for words in self.leave_out),
+        ])  # fmt: skip
 
 
 def _unique(items: tuple) -> tuple:
@@ -53,7 +71,7 @@ def expand(prompt: str) -> list[tuple[tuple[int, ...], str]]:
     for chosen in product(*(range(len(group)) for group in groups)):
         words = [group[i] for group, i in zip(groups, chosen)]
         text = "".join(piece + word for piece, word in zip(pieces, [*words, ""]))
-        filled.append((chosen, " ".join(text.split())))
+        filled.append((chosen, " ".join(text.split()).replace(" ,", ",")))
         if len(filled) > MAX_EXPANSION:
             raise PairsError(f"the alternatives make more than {MAX_EXPANSION} prompts; use fewer")
     return filled
@@ -87,30 +105,33 @@ def expand_pair(unsafe: str, safe: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _rows_of_text(text: str) -> Iterator[tuple[int, str, str, str]]:
+def _sides(line: str) -> list[str]:
+    sides = [side.strip() for side in line.split("=>")]
+    if len(sides) != 2:
+        raise PairsError(f'"{line[:60]}" is no pair; write: unsafe prompt => safe prompt')
+    return sides
+
+
+def _rows_of_text(text: str) -> Iterator[Row]:
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip().lstrip("\ufeff")
         if not line or line.startswith("#"):
             continue
-        if line.lower().startswith("keep:"):
-            yield number, "", "", line[5:].strip()
-        else:
-            sides = [side.strip() for side in line.split("=>")]
-            if len(sides) != 2:
-                raise PairsError(f'line {number}: "{line[:60]}" is no pair; write: unsafe prompt => safe prompt')
-            yield number, sides[0], sides[1], ""
+        name, _, rest = line.partition(":")
+        name = name.lower().replace("-", "_")
+        yield number, {name: rest.strip()} if name in _MARKED else {"pair": line}
 
 
-def _rows_of_csv(text: str) -> Iterator[tuple[int, str, str, str]]:
+def _rows_of_csv(text: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")))
     names = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
     if not ({"unsafe", "safe"} <= names.keys() or "keep" in names):
         raise PairsError("line 1: the first line must name the columns: unsafe,safe (and, if you like, keep)")
     for row in reader:
-        yield reader.line_num, *((row.get(names.get(k, "")) or "").strip() for k in ("unsafe", "safe", "keep"))
+        yield reader.line_num, {k: (row.get(names.get(k, "")) or "").strip() for k in ("unsafe", "safe", *_MARKED)}
 
 
-def _rows_of_jsonl(text: str) -> Iterator[tuple[int, str, str, str]]:
+def _rows_of_jsonl(text: str) -> Iterator[Row]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -118,26 +139,29 @@ def _rows_of_jsonl(text: str) -> Iterator[tuple[int, str, str, str]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        values = [row.get(k, "") for k in ("unsafe", "safe", "keep")] if isinstance(row, dict) else [None]
-        if not all(isinstance(value, str) for value in values):
+        known = {k: row.get(k, "") for k in ("unsafe", "safe", *_MARKED)} if isinstance(row, dict) else {"": None}
+        if not all(isinstance(value, str) for value in known.values()):
             raise PairsError(f'line {number}: one JSON object a line is needed, such as {{"unsafe": "…", "safe": "…"}}')
-        yield number, *(value.strip() for value in values)
+        yield number, {name: value.strip() for name, value in known.items()}
 
 
-def _collect(rows: Iterator[tuple[int, str, str, str]]) -> PromptPairs:
-    pairs: list[tuple[str, str]] = []
-    keep: list[str] = []
-    for number, unsafe, safe, kept in rows:
+def _collect(rows: Iterator[Row]) -> PromptPairs:
+    found: dict[str, list] = {name: [] for name in ("pairs", "keep", "held_out", "leave_out")}
+    for number, row in rows:
         try:
-            if kept:
-                keep += [prompt for _, prompt in expand(kept) if prompt]
-            if unsafe or safe:
-                pairs += expand_pair(unsafe, safe)
-            if len(pairs) + len(keep) > MAX_EXPANSION:
+            for name in ("keep", "leave_out"):
+                found[name] += [prompt for _, prompt in expand(row.get(name, "")) if prompt]
+            if row.get("held_out"):
+                found["held_out"] += expand_pair(*_sides(row["held_out"]))
+            if row.get("pair"):
+                found["pairs"] += expand_pair(*_sides(row["pair"]))
+            elif row.get("unsafe") or row.get("safe"):
+                found["pairs"] += expand_pair(row["unsafe"], row["safe"])
+            if sum(map(len, found.values())) > MAX_EXPANSION:
                 raise PairsError(f"the alternatives make more than {MAX_EXPANSION} prompts; use fewer")
         except PairsError as error:
             raise PairsError(f"line {number}: {error}") from None
-    return PromptPairs(_unique(tuple(pairs)), _unique(tuple(keep)))
+    return PromptPairs(**{name: _unique(tuple(prompts)) for name, prompts in found.items()})
 
 
 def parse_pairs(text: str, source: str = "the text box", form: str = "text") -> PromptPairs:

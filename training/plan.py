@@ -109,7 +109,8 @@ def region_work(trainer: Trainer) -> Work:
     if backbone.can_denoise and not trainer.walls_are_fixed():
         encodings += recipe.harden * EDITED * (EDITS + 6)
         predictions["harden"] = recipe.harden * _shares(EDITED)
-    return Work(encodings, sum(map(len, trainer.prompts().values())), predictions, gradients, latents)
+    kept = sum(map(len, trainer.prompts().values()))
+    return Work(encodings + len(trainer.new_words), kept, predictions, gradients, latents)
 
 
 def attribute_work(trainer: AttributeTrainer) -> Work:
@@ -133,7 +134,7 @@ def attribute_work(trainer: AttributeTrainer) -> Work:
             "preview": _pictures(recipe, often * previews),
         }  # fmt: skip
         latents = count * recipe.sampling_steps * 2
-    return Work(encodings, sum(map(len, trainer.prompts())), predictions, gradients, latents)
+    return Work(encodings + len(trainer.new_words), sum(map(len, trainer.prompts())), predictions, gradients, latents)
 
 
 def costs(trainer: Trainer | AttributeTrainer) -> dict[str, float]:

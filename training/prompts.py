@@ -12,6 +12,10 @@ from .pairs import PairsError, PromptPairs, everyday_prompts
 
 MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
 ARTICLES = ("a", "an", "the", "some")
+FILLERS = frozenset(
+    "a an the some of in on at with and or to by from for into onto over under behind beside near as is are his her "
+    "their its it that who up out off no".split()
+)  # words that say nothing about a concept
 FEWEST = 32  # of a list that is cut to size
 MAX_CROWDS = 400  # of unsafe prompts in a crowd of harmless ones, and of crowds without
 CROWD_WORDS = 24  # beside a prompt: with it, they stay below the 75 tokens of a chunk
@@ -92,9 +96,12 @@ def vary_pairs(
     return varied
 
 
-def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
-    """One variation of each harmless prompt: words shuffled, two joined, a heap of words from anywhere, upper case."""
-    words = [word for prompt in prompts for word in prompt.replace(",", " ").split()]
+def vary_harmless(prompts: Sequence[str], rng: Random, leave_out: Sequence[str] = ()) -> list[str]:
+    """One variation of each harmless prompt: words shuffled, two joined, a heap of words from anywhere, upper case.
+
+    `leave_out`: what is not harmless in any company is in no heap.
+    """
+    words = [word for prompt in prompts for word in prompt.replace(",", " ").split() if word.lower() not in leave_out]
     varied = []
     for prompt in prompts:
         roll = rng.random()
@@ -109,9 +116,32 @@ def vary_harmless(prompts: Sequence[str], rng: Random) -> list[str]:
     return varied
 
 
-def without_named(prompts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """The prompts that do not name what the pairs replace ("kitchen knife", not "kitchen" or "a"): they are unsafe."""
-    names = set()
+def with_new_words(held_out: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The held-out pairs that replace words which stand on no pair's unsafe side, not in the plural either.
+
+    A pair that replaces nothing, where the safe side only says more, needs one word that stands on none.
+    """
+
+    def words(prompt: str) -> set[str]:
+        return {word.rstrip("s") for word in re.findall(r"[\w']+", prompt.lower()) if word not in FILLERS}
+
+    known = set().union(*(words(unsafe) for unsafe, _ in pairs))
+    found = []
+    for unsafe, safe in held_out:
+        replaced = words(unsafe) - words(safe)
+        if not replaced & known if replaced else words(unsafe) - known:
+            found.append((unsafe, safe))
+    return found
+
+
+def without_named(
+    prompts: Sequence[str], pairs: Sequence[tuple[str, str]], words: Sequence[str] = ()
+) -> list[str]:  # fmt: skip
+    """The prompts that do not name what the pairs replace ("kitchen knife", not "kitchen" or "a"): they are unsafe.
+
+    `words`: what they may not name either, in lower case.
+    """
+    names = {f" {word} " for word in words}
     for pair in pairs:
         unsafe, safe = (side.lower().replace(",", " ").split() for side in pair)
         while unsafe and safe and unsafe[0] == safe[0]:
@@ -170,7 +200,8 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     safe_learn = list(dict.fromkeys(b for _, b in learn))
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
     own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in unsafe]
-    everyday = without_named(everyday_prompts(), pairs.pairs)
+    apart = pairs.leave_out
+    everyday = without_named(everyday_prompts(), [*pairs.pairs, *pairs.held_out], apart)
     own_learn, own_held = _split(own, 0.25, rng)
     everyday_learn, everyday_held = _split(everyday, 0.4, rng)
     room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)
@@ -182,8 +213,8 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
-        list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng), *(b for _, b in learn_varied)])),
-        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng), *long])),
+        list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng, apart), *(b for _, b in learn_varied)])),
+        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng, apart), *long])),
         crowded_pairs(rng.choices(learn, k=crowds), harmless, rng),
         [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=crowds)],
     )

@@ -157,6 +157,11 @@ def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], found:
     draw.text((zero + 4, top + 20), "wall", INK, font(10))
 
 
+def of_new_words(depths: Tensor) -> dict[str, float | int]:
+    """What a run's numbers say about held-out prompts [N], whose words it did not learn from, by their depth."""
+    return {"held_out_words": len(depths), "held_out_words_touched": float((depths > 0).float().mean())}
+
+
 def summary(numbers: dict[str, Any]) -> list[str]:
     """What a run can say about itself, in a few words a line."""
     lines = [f"learned in {numbers['seconds']:.0f} s"] if "seconds" in numbers else []
@@ -166,6 +171,8 @@ def summary(numbers: dict[str, Any]) -> list[str]:
             f"touches {found['harmless_touched']:.1%} of {found['harmless_prompts']} held-out harmless prompts",
             f"and {found['held_out_unsafe_touched']:.1%} of held-out unsafe prompts",
         ]
+        if "held_out_words" in found:
+            lines.append(f"and {found['held_out_words_touched']:.1%} of {found['held_out_words']} with new words")
     return lines
 
 

@@ -31,7 +31,7 @@ from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
 from .plan import Work, costs, region_work
 from .progress import UNSAFE_LEFT, WALLS, Ledger, Progress, measure, separation
-from .prompts import PromptSets, build_sets
+from .prompts import PromptSets, build_sets, with_new_words
 from .recipe import INITIAL, PREVIEW_PROMPTS, REPORT_STEPS, STRENGTH_PROMPTS, TARGETS, Recipe
 from .text_states import (
     ENCODE_BATCH,
@@ -67,7 +67,8 @@ class Trainer:
         Raises PairsError or ValueError when the input cannot be trained on.
         """  # fmt: skip
         self.backbone, self.pairs, self.recipe = backbone, pairs, recipe or Recipe()
-        self.concept = concept.strip() or "unsafe content"
+        self.concept = concept.strip() or pairs.title or "unsafe content"
+        self.new_words = [unsafe for unsafe, _ in with_new_words(pairs.held_out, pairs.pairs)]
         self.existing = existing
         self.region: Region | None = None
         self.losses: list[float] = []
@@ -152,7 +153,7 @@ class Trainer:
         drawn = int(self.draws())
         if recipe.preset == "paper":
             return {"encode": 1, "discover": recipe.steps, "report": drawn}
-        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in self.prompts().values())
+        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in [*self.prompts().values(), self.new_words])
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // TRAJECTORY_BATCH) * 4 if recipe.steps else 0
         harden = recipe.harden if self._searches() else 0
         gate = 0 if self.walls_are_fixed() else GATE_STEPS // 20 * (1 + harden)
@@ -197,6 +198,9 @@ class Trainer:
             for name, side in (("unsafe", 0), ("safe", 1)):
                 states[name] = beside(states[name], self._encode([pair[side] for pair in found], False)[gated])
             gate = self._fit_gate(states, gated, constant)
+        if self.new_words:
+            depths = prompt_depths(self._encode(self.new_words)[gated], gate, constant.get(gated))
+            self.numbers["calibration"] |= report.of_new_words(depths)
         self._ledger.close("gate", "calibrate", "harden")
         part = processes.agreed(self._instant_part(encoded, blocks, gated, gate, constant))
         self._keep(part)

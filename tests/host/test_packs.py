@@ -1,0 +1,57 @@
+"""Built-in prompt packs in a real ComfyUI: chosen on the node, added to, trained from."""
+from __future__ import annotations
+
+import pytest
+from host import PACK, Graph, Rejected
+
+PACKS = PACK / "training" / "packs"
+
+
+def names(folder: str = ".") -> list[str]:
+    return sorted(path.stem for path in (PACKS / folder).glob("*.txt"))
+
+
+def test_packs_are_the_last_input_of_both_nodes(object_info):
+    for node, folder in (("SafeRegionPromptPairs", "."), ("TrainBalanceRegion", "attributes")):
+        assert object_info[node]["input_order"]["optional"][-1] == "pack"
+        kind, options = object_info[node]["input"]["optional"]["pack"]
+        choices = options["options"] if kind == "COMBO" else kind
+        assert choices == ["none", *names(folder)] and options["default"] == "none"
+
+
+def test_a_pack_is_read_instead_of_the_text_box_and_a_file_adds_to_it(comfy):
+    (comfy.base / "input" / "own.txt").write_text("a slingshot => a spoon\n", encoding="utf-8")
+    g = Graph()
+    pairs = g.add("SafeRegionPromptPairs", text="no pair at all", file="own.txt", pack="weapons")
+    shown = g.add("PreviewAny", source=pairs(1))
+    output = comfy.run(g.prompt)
+    text = output[shown()[0]]["text"][0]
+    assert "a pistol => a flashlight" in text and "a slingshot => a spoon" in text and "held-out: " in text
+    assert output[pairs()[0]]["text"][0].startswith("Weapons: 305 pairs, 5")
+
+
+def test_a_pack_that_is_not_there_is_refused(comfy):
+    g = Graph()
+    g.add("PreviewAny", source=g.add("SafeRegionPromptPairs", text="", file="none", pack="../weapons")(1))
+    with pytest.raises(Rejected, match="pack"):
+        comfy.run(g.prompt)
+
+
+def test_a_region_from_a_pack_has_its_title_and_tells_of_new_words(comfy):
+    g = Graph()
+    demo = g.add("SafeRegionDemoModel")
+    pairs = g.add("SafeRegionPromptPairs", text="", file="none", pack="weapons")
+    train = g.add("TrainSafeRegion", model=demo(0), clip=demo(1), pairs=pairs(0), preset="instant", size=64, seed=1)
+    g.add("SaveSafeRegion", region=train(0), name="from a pack", author="", license="", description="", overwrite=True)
+    output = comfy.run(g.prompt)
+    assert "of 17 with new words" in output[train()[0]]["text"][0]
+    assert b"Weapons" in (comfy.base / "models" / "safe_regions" / "from a pack.safetensors").read_bytes()
+
+
+def test_an_attribute_is_learned_from_a_pack(comfy):
+    g = Graph()
+    demo = g.add("SafeRegionDemoModel")
+    train = g.add("TrainBalanceRegion", model=demo(0), clip=demo(1), text="nothing", file="none", preset="instant",
+                  steps=0, contrast=1.0, size=64, seed=1, pack="gender")  # fmt: skip
+    g.add("PreviewImage", images=train(2))
+    assert "of 17 with new words" in comfy.run(g.prompt)[train()[0]]["text"][0]
