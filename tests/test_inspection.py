@@ -175,7 +175,8 @@ def read_tokens(ids: list, prompt: str, template: list[int]) -> list[Token]:
 
 def test_a_template_is_told_from_the_prompt_and_may_be_cut_off():
     tokens = read_tokens([0, 2, 3, 6, 4, 5, 7, 1, 1], "a knife", [2, 3, 7])
-    assert [token.kind for token in tokens] == ["start", "template", "template", *["text"] * 3, "template", "end", "end"]
+    kinds = ["start", "template", "template", "text", "text", "text", "template", "end", "end"]
+    assert [token.kind for token in tokens] == kinds
     assert [token.span for token in tokens[3:6]] == [(0, 1), (2, 4), (4, 7)]
     assert fitted(tokens, 9) == tokens and fitted(tokens, 6) == tokens[3:]
     assert fitted(tokens, 5) is None, "part of the prompt cannot have been cut off"
