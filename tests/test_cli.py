@@ -1,13 +1,17 @@
 """The command line: what it writes, and one clear line for what a person can mend."""
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from comfyui_safe_region.region import load_region
 from comfyui_safe_region.training.cli import main
+
+WEAPONS = Path(importlib.import_module("comfyui_safe_region").__file__).parent / "demo/regions/demo-weapons.safetensors"
 
 
 def fails(capsys, *argv: str) -> str:
@@ -36,6 +40,15 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "prompts to encode" in out and "2,000 of them with a backward pass" in out and "memory: " in out
     assert not (tmp_path / "r.safetensors").exists()
+
+
+def test_inspecting_says_what_a_region_does_and_draws_it(tmp_path, capsys):
+    main(["inspect", str(WEAPONS), "a kitchen knife", "--out", str(tmp_path / "strip.png")])
+    said = capsys.readouterr().out
+    assert "Outside of \"weapons\" at “knife”" in said and "kitchen " in said
+    assert (tmp_path / "strip.png").read_bytes().startswith(b"\x89PNG")
+    main(["inspect", str(WEAPONS), "a cup"])
+    assert "Inside: comes out unchanged, bit for bit." in capsys.readouterr().out
 
 
 def test_a_damaged_region_is_one_line(tmp_path, capsys):

@@ -31,7 +31,10 @@ def words(comfy, family: str, one: str, other: str) -> dict:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_word_that_makes_the_difference_is_named(comfy, family):
-    for option in words(comfy, family, ONES, OTHER).values():
+    found = words(comfy, family, ONES, OTHER)
+    if not found:
+        pytest.skip("this ComfyUI tree has no words for its Llama tokenizer")
+    for option in found.values():
         assert "knife" in option["word"].split(), option
         assert " ".join(option["read"]) == OTHER
         assert option["unknown"] == 0
