@@ -39,9 +39,9 @@ def test_a_pack_that_is_not_there_is_refused(comfy):
 
 def test_a_region_from_a_pack_has_its_title_and_tells_of_new_words(comfy):
     g = Graph()
-    demo = g.add("SafeRegionDemoModel")
+    small = g.add("TestOtherModel", prediction="epsilon", weights="fp32")
     pairs = g.add("SafeRegionPromptPairs", text="", file="none", pack="weapons")
-    train = g.add("TrainSafeRegion", model=demo(0), clip=demo(1), pairs=pairs(0), preset="instant", size=64, seed=1)
+    train = g.add("TrainSafeRegion", model=small(0), clip=small(1), pairs=pairs(0), preset="instant", size=64, seed=1)
     g.add("SaveSafeRegion", region=train(0), name="from a pack", author="", license="", description="", overwrite=True)
     output = comfy.run(g.prompt)
     assert "of 17 with new words" in output[train()[0]]["text"][0]
@@ -50,8 +50,8 @@ def test_a_region_from_a_pack_has_its_title_and_tells_of_new_words(comfy):
 
 def test_an_attribute_is_learned_from_a_pack(comfy):
     g = Graph()
-    demo = g.add("SafeRegionDemoModel")
-    train = g.add("TrainBalanceRegion", model=demo(0), clip=demo(1), text="nothing", file="none", preset="instant",
+    small = g.add("TestOtherModel", prediction="epsilon", weights="fp32")
+    train = g.add("TrainBalanceRegion", model=small(0), clip=small(1), text="nothing", file="none", preset="instant",
                   steps=0, contrast=1.0, size=64, seed=1, pack="gender")  # fmt: skip
     g.add("PreviewImage", images=train(2))
     assert "of 17 with new words" in comfy.run(g.prompt)[train()[0]]["text"][0]
