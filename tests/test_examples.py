@@ -90,6 +90,5 @@ def test_there_are_blueprints_and_examples():
 @pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda p: p.stem)
 def test_pictures_of_help_pages_are_there_and_small(page: Path):
     for description, name in re.findall(r"!\[(.*?)\]\((.*?)\)", page.read_text(encoding="utf-8")):
-        assert description
-        assert re.fullmatch(r"images/\w+\.(png|jpg)", name), "the help panel finds pictures beside the page"
+        assert description and re.fullmatch(r"images/\w+\.(png|jpg)", name)  # beside the page
         assert (page.parent / name).stat().st_size <= 60_000
