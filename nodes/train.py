@@ -45,7 +45,7 @@ def plottable(losses: Sequence[float]) -> list[float]:
 
 
 class _Reporter:
-    """Passes a run's progress on to the node: bar, preview, and the chart of web/js/training_chart.js.
+    """Passes a run's progress on to the node: bar, and the chart of web/js/training_chart.js.
 
     Raises when the user interrupts.
     """
@@ -60,8 +60,8 @@ class _Reporter:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.bar is None:
             self.bar = comfy.utils.ProgressBar(progress.total, node_id=self.node_id)
-        preview = ("JPEG", progress.preview, 512) if progress.preview is not None else None
-        self.bar.update_absolute(progress.step, progress.total, preview)
+        # no preview here: ComfyUI's page would go on to show it in the report's place when the run is over
+        self.bar.update_absolute(progress.step, progress.total)
         begins = progress.stage != self.view.progress.stage
         if begins:
             logging.info("Safe Region: %s", progress.stage)

@@ -68,6 +68,9 @@ def page_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.skip(reason)
     base = tmp_path_factory.mktemp("comfyui_page")
     prepare_base(base, "safe-region")
+    recipe = base / "custom_nodes" / "safe-region" / "training" / "recipe.py"
+    fewer = recipe.read_text(encoding="utf-8").replace("trajectories: int = 96", "trajectories: int = 16")
+    recipe.write_text(fewer, encoding="utf-8")  # pages only show training; how well it learns is tested elsewhere
     server = Host(Path(os.environ["COMFYUI_PATH"]), os.environ.get("COMFYUI_PYTHON", sys.executable), base,
                   os.environ["COMFYUI_FRONTEND"])  # fmt: skip
     yield server

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from host import PACK
+from host import PACK, error_text
 
-CHART = '[aria-label="Training"]'
 PICTURES = os.environ.get("SAFE_REGION_PICTURES")  # a folder for screenshots, to look at
+CHART = "document.querySelector('[aria-label=Training]')"
+TRAIN = 4  # the node's id in the example
+WAIT = 300
+SEEDS = count()
 
 
-def open_example(comfy_page: Any, steps: int, inside: bool = False) -> None:
-    """The example of training with few steps and without the rest of it."""
+def open_example(comfy_page: Any, steps: int, preset: str = "region") -> None:
+    """The example of training, without what comes after it."""
     workflow = json.loads((PACK / "example_workflows" / "train_and_apply.json").read_text(encoding="utf-8"))
-    workflow["nodes"] = [node for node in workflow["nodes"] if node["id"] in (2, 3, 4)]
-    kept = {2, 3, 4}
-    workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= kept]
-    train = next(node for node in workflow["nodes"] if node["id"] == 4)
-    train["widgets_values"][2], train["size"] = steps, [360, 400]
+    workflow["nodes"] = [node for node in workflow["nodes"] if node["id"] in (2, 3, TRAIN)]
+    workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= {2, 3, TRAIN}]
+    links = {link[0] for link in workflow["links"]}
     for node in workflow["nodes"]:
         for output in node.get("outputs", []):
-            output["links"] = [n for n in output["links"] or [] if n in {link[0] for link in workflow["links"]}]
+            output["links"] = [link for link in output["links"] or [] if link in links]
+    train = next(node for node in workflow["nodes"] if node["id"] == TRAIN)
+    train["widgets_values"][1:3] = preset, steps
+    train["widgets_values"][7] = next(SEEDS)  # ComfyUI would not train the same again
     comfy_page.load(workflow)
+
+
+def until_chart(comfy_page: Any, condition: str) -> None:
+    comfy_page.until(f"(chart => chart && ({condition}))({CHART})", WAIT)
+
+
+def start(comfy_page: Any) -> None:
+    comfy_page.page.evaluate("window.app.queuePrompt(0, 1)")
 
 
 def shot(comfy_page: Any, name: str, request: Any) -> None:
@@ -32,16 +45,76 @@ def shot(comfy_page: Any, name: str, request: Any) -> None:
         comfy_page.screenshot(Path(PICTURES) / f"{name}-{request.node.callspec.id}.png")
 
 
+def finished(comfy_page: Any) -> dict[str, Any]:
+    """The last run."""
+    comfy_page.page.wait_for_timeout(500)
+    return list(comfy_page.host.get("/history").values())[-1]
+
+
 def test_the_chart_grows_and_stays(comfy_page, request):
     open_example(comfy_page, 60)
     page = comfy_page.page
-    page.evaluate("window.app.queuePrompt(0, 1)")
-    comfy_page.until(f"document.querySelector('{CHART} [role=img]')?.ariaLabel.includes('outside')", 300)
-    shot(comfy_page, "walls", request)
-    comfy_page.until(f"document.querySelector('{CHART}')?.textContent.includes('left')", 300)
-    comfy_page.until(f"document.querySelector('{CHART}')?.textContent.match('discover, step [3-4]')", 300)
+    saved = comfy_page.workflow()
+    page.evaluate("""() => {
+        window.seen = [];
+        window.comfyAPI.api.api.addEventListener("safe_region.training", ({ detail }) =>
+            window.seen.push([performance.now(), JSON.stringify(detail).length, Boolean(detail.picture)]));
+    }""")
+    start(comfy_page)
+    until_chart(comfy_page, "chart.querySelector('[role=img]').ariaLabel.includes('outside of the walls')")
+    until_chart(comfy_page, "chart.textContent.match('discover, step [1-3][0-9].* left')")
+    points = f"{CHART}.querySelector('polyline').getAttribute('points').split(' ').length"
+    before = page.evaluate(points)
     shot(comfy_page, "learning", request)
-    comfy_page.until(f"document.querySelector('{CHART} img')?.naturalWidth > 0", 300)
+    until_chart(comfy_page, "chart.querySelector('img').naturalWidth > 0")
+    assert page.evaluate(points) > before > 1
+    assert page.evaluate(f"{CHART}.querySelector('[role=img]').ariaLabel").startswith("share of unsafe picture left: ")
+    assert page.evaluate(f"{CHART}.querySelector('[role=status]').textContent").startswith(("discover", "preview"))
+    assert page.evaluate(f"{CHART}.querySelector('img').alt")
     shot(comfy_page, "pictures", request)
-    comfy_page.until(f"document.querySelector('{CHART}')?.textContent.includes('learned in')", 300)
+    until_chart(comfy_page, "chart.textContent.includes('learned in') && chart.querySelector('polyline')")
+    assert finished(comfy_page)["status"]["status_str"] == "success"
     shot(comfy_page, "end", request)
+    messages = page.evaluate("window.seen")
+    assert len(messages) < 4 * (messages[-1][0] - messages[0][0]) / 1000 + 20
+    assert max(size for _, size, picture in messages if not picture) < 8_000
+    assert max(size for _, size, picture in messages) < 50_000
+    node = f"window.app.graph.getNodeById({TRAIN})"
+    assert page.evaluate(f"{node}.widgets.filter(w => w.name.startsWith('safe_region')).length") == 1
+    values = [[node.get("widgets_values") for node in workflow["nodes"]] for workflow in (saved, comfy_page.workflow())]
+    assert values[0] == values[1]  # nothing of it is saved
+    assert "safe_region_training" not in json.dumps(comfy_page.workflow())
+
+
+def test_a_page_opened_in_the_midst_of_a_run_shows_it_and_cancels_it(comfy_page, request):
+    open_example(comfy_page, 5000)
+    start(comfy_page)
+    until_chart(comfy_page, "chart.textContent.match('discover, step [0-9]')")
+    until_chart(comfy_page, "chart.querySelector('img').naturalWidth > 0")
+    comfy_page.page.reload()
+    comfy_page.page.wait_for_function("window.app?.graph && window.app?.vueAppReady", timeout=120_000)
+    open_example(comfy_page, 5000)
+    until_chart(comfy_page, "chart.querySelector('rect') && chart.querySelector('polyline').points.length > 2")
+    until_chart(comfy_page, "chart.querySelector('img').checkVisibility() && chart.querySelector('img').naturalWidth")
+    shot(comfy_page, "reloaded", request)
+    comfy_page.page.evaluate("window.app.extensionManager.command.execute('Comfy.Interrupt')")
+    until_chart(comfy_page, "chart.textContent.includes('what was learned so far is in')")
+    assert error_text(finished(comfy_page)) == "interrupted"
+    assert chart_is_still_there(comfy_page)
+    shot(comfy_page, "cancelled", request)
+
+
+def chart_is_still_there(comfy_page: Any) -> bool:
+    return comfy_page.page.evaluate(f"{CHART}.querySelectorAll('rect').length > 10")
+
+
+def test_a_node_in_a_subgraph_has_its_chart(comfy_page):
+    open_example(comfy_page, 0, "instant")
+    comfy_page.page.evaluate(f"""() => {{
+        const graph = window.app.graph;
+        graph.convertToSubgraph(new Set([graph.getNodeById({TRAIN})]));
+    }}""")
+    assert comfy_page.run()["status"]["status_str"] == "success"
+    comfy_page.until("""[...window.app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes)
+        .some((node) => node.widgets?.find((widget) => widget.name === "safe_region_training")
+            ?.element.textContent.includes("learned in"))""", WAIT)

@@ -105,12 +105,14 @@ function chartOf(node) {
   const known = charts.get(root);
   if (known) return known;
   const quiet = { position: "absolute", width: "1px", height: "1px", overflow: "hidden", clipPath: "inset(50%)" };
-  const picture = /** @type {HTMLImageElement} */ (element("img", { style: { width: "100%", display: "block" } }));
+  const picture = /** @type {HTMLImageElement} */ (element("img", {
+    alt: "Pictures without the region, and below them the same with it", style: { width: "100%", display: "block" },
+  }));
   const chart = {
     line: element("div"),
     status: element("div", { role: "status", style: quiet }),
     plots: element("div", {
-      role: "img", style: { display: "none", gridTemplateColumns: "1fr 1fr", gap: "8px", flexShrink: "0" },
+      role: "img", "aria-label": "", style: { display: "none", gridTemplateColumns: "1fr 1fr", gap: "8px", flexShrink: "0" },
     }),
     figure: element(
       "figure", { style: { display: "none", margin: "0" } }, picture,
@@ -129,8 +131,8 @@ function chartOf(node) {
 /** Give the panel the height that its content needs. */
 function fit(/** @type {any} */ node, /** @type {Chart} */ chart) {
   const lines = chart.line.textContent?.split("\n").length ?? 1;
-  const picture = chart.figure.style.display === "none" ? 0 : 190;
-  const tall = 20 + 17 * Math.max(lines, 2) + (chart.plots.style.display === "none" ? 0 : 122) + picture;
+  const seen = (/** @type {HTMLElement} */ part) => part.style.display !== "none";
+  const tall = 20 + 17 * Math.max(lines, 2) + (seen(chart.plots) ? 122 : 0) + (seen(chart.figure) ? 190 : 0);
   if (tall === chart.tall) return;
   chart.tall = tall;
   grow(node);
@@ -151,13 +153,9 @@ function show(detail) {
   chart.plots.style.display = plots ? "grid" : "none";
   if (plots) chart.plots.replaceChildren(curve(detail), walls(detail.separation));
   chart.plots.setAttribute("aria-label", detail.words);
-  if (detail.picture !== undefined) {
-    chart.figure.style.display = detail.picture ? "block" : "none";
-    if (detail.picture) {
-      chart.picture.src = `data:image/jpeg;base64,${detail.picture}`;
-      chart.picture.alt = "Pictures without the region, and below them the same with it";
-    }
-  }
+  if (detail.picture) chart.picture.src = `data:image/jpeg;base64,${detail.picture}`;
+  const seen = detail.picture === undefined ? chart.picture.src : detail.picture;
+  chart.figure.style.display = seen && detail.state !== "done" ? "block" : "none"; // the report has more of them
   fit(node, chart);
 }
 
