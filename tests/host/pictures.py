@@ -1,7 +1,7 @@
 """Pictures for the docs and the template browser, made by the browser tests where SAFE_REGION_PICTURES names a folder.
 
 The folder is laid out as the repository, so that `SAFE_REGION_PICTURES=.` renews what is committed:
-`example_workflows/NAME.jpg` shows what an example draws, `docs/images/workflow_NAME.png` its graph, and
+`example_workflows/NAME.jpg` shows what an example draws, `docs/images/workflow_NAME.jpg` its graph, and
 `web/docs/images/NODE.png` a node as its help page shows it.
 """
 
@@ -39,7 +39,7 @@ TILES = {"balance": (8, 4), "compare_at_cfg_1": (3, 3)}
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG of few colours or a JPEG, as good as it may be at its size."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tries = ([{"quality": quality, "optimize": True} for quality in (90, 80, 70, 60, 50)] if path.suffix == ".jpg"
+    tries = ([{"quality": quality, "optimize": True} for quality in range(90, 30, -5)] if path.suffix == ".jpg"
              else [{"colors": colors} for colors in (128, 64, 32, 16)])  # fmt: skip
     for options in tries:
         packed = io.BytesIO()
@@ -102,8 +102,12 @@ def show(page: Any, kind: str, scale: float, left: float, top: float) -> tuple[f
 
 def node_picture(page: Any, kind: str) -> Image.Image:
     """A node at its full size."""
+    usual = page.page.evaluate("window.app.canvas.links_render_mode")
+    page.page.evaluate("window.app.canvas.links_render_mode = LiteGraph.HIDDEN_LINK")
     width, height = show(page, kind, 1, 120, 120)
-    return cut(page, 104, 104, 136 + width, 136 + height)
+    pictured = cut(page, 104, 104, 136 + width, 136 + height)
+    page.page.evaluate("(mode) => { window.app.canvas.links_render_mode = mode; }", usual)
+    return pictured
 
 
 def graph_square(page: Any, kind: str) -> Image.Image:
