@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { element, findNode, grow, panel } from "./panel.js";
+import { t } from "./texts.js";
 
 const NODE = "SafeRegionInspect";
 const KEY = "safe_region_strip";
@@ -32,14 +33,16 @@ const signed = (/** @type {number} */ value) => `${value > 0 ? "+" : ""}${value.
 /** What hovering, focus and screen readers say about a word. */
 function explained(/** @type {Item} */ item) {
   const said = [];
-  if (item.depth == null) said.push("no wall looks at it");
+  if (item.depth == null) said.push(t("no wall looks at it"));
   else {
-    const wall = item.part ? ` wall ${item.wall} of ${item.part}` : " the nearest wall";
-    said.push(item.depth > 0 ? `outside, ${item.depth.toFixed(1)} beyond${wall}`
-      : `inside, ${(-item.depth).toFixed(1)} before${wall}`);
-    if (item.shift && item.after != null) said.push(`afterwards ${signed(item.after)}`);
+    const distance = Math.abs(item.depth).toFixed(1);
+    const wall = item.part ? t("wall {wall} of {part}", item) : t("the nearest wall");
+    said.push(item.depth > 0 ? t("outside, {distance} beyond {wall}", { distance, wall })
+      : t("inside, {distance} before {wall}", { distance, wall }));
+    if (item.shift && item.after != null) said.push(t("afterwards {depth}", { depth: signed(item.after) }));
   }
-  said.push(item.shift ? `moved by ${Math.round(item.shift * 100)} % of its length` : "not moved");
+  const share = Math.round(item.shift * 100);
+  said.push(item.shift ? t("moved by {share} % of its length", { share }) : t("not moved"));
   return `${item.text}: ${said.join("; ")}`;
 }
 
@@ -80,7 +83,7 @@ function wordRow(/** @type {Item[]} */ items, /** @type {HTMLElement} */ details
   const quiet = items.every((item) => !item.shift && !item.heat); // no numbers and arrows to make room for
   const buttons = items.map((item) => word(item, quiet));
   const row = element("div", {
-    role: "toolbar", "aria-label": "The prompt's words",
+    role: "toolbar", "aria-label": t("The prompt's words"),
     style: { display: "flex", flexWrap: "wrap", gap: "2px 4px", alignItems: "flex-start", margin: "6px 0" },
   }, ...buttons);
   const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
@@ -109,15 +112,15 @@ function legend() {
     {}, element("span", { style: { display: "inline-block", width: "12px", height: "10px", borderRadius: "2px",
       marginRight: "4px", background: ground({ depth, heat }) } }), text);
   return element("div", { style: { display: "flex", flexWrap: "wrap", gap: "2px 12px", fontSize: "10px", color: QUIET } },
-    swatch(-1, 0, "inside"), swatch(1, 0.1, "just outside"), swatch(1, 1, "far outside"),
-    element("span", {}, arrow(0.5), " how far it was moved"),
-    element("span", {}, "numbers: how far beyond the wall; from 1 the gate is fully open"));
+    swatch(-1, 0, t("inside")), swatch(1, 0.1, t("just outside")), swatch(1, 1, t("far outside")),
+    element("span", {}, arrow(0.5), ` ${t("how far it was moved")}`),
+    element("span", {}, t("numbers: how far beyond the wall; from 1 the gate is fully open")));
 }
 
 function pictures(/** @type {Picture[]} */ found) {
   const shown = found.map(({ filename, subfolder, type, caption }) => element("figure", { style: { margin: "0" } },
     element("img", {
-      src: api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`), alt: `The prompt drawn: ${caption}`,
+      src: api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`), alt: t("The prompt drawn: {caption}", { caption }),
       style: { width: "112px", height: "112px", borderRadius: "4px", display: "block" },
     }),
     element("figcaption", { style: { fontSize: "10px", color: QUIET } }, caption)));
@@ -130,8 +133,8 @@ function stripElement(/** @type {Strip} */ strip) {
   const verdict = element("div", { role: "status",
     style: { fontWeight: "600", borderLeft: `3px solid ${colour}`, paddingLeft: "6px" } }, strip.verdict);
   const lines = strip.lines.map((line) => element("div", { style: { fontSize: "11px" } }, line));
-  if (strip.left_out) lines.push(element("div", { style: { fontSize: "11px" } }, `and ${strip.left_out} more words`));
-  return element("section", { "aria-label": `Safe region ${strip.region}` }, verdict, ...lines,
+  if (strip.left_out) lines.push(element("div", { style: { fontSize: "11px" } }, t("and {count} more words", { count: strip.left_out })));
+  return element("section", { "aria-label": t("Safe region {region}", strip) }, verdict, ...lines,
     wordRow(strip.items, details), details, legend(), strip.pictures?.length ? pictures(strip.pictures) : null);
 }
 
@@ -139,7 +142,7 @@ function stripElement(/** @type {Strip} */ strip) {
 function show(node, strips) {
   if (!node || node.comfyClass !== NODE || !Array.isArray(strips)) return;
   const height = 200 + (strips[0]?.pictures?.length ? 140 : 0);
-  const made = panel(node, "safe_region_strip", { height, role: "group", label: "What the region does to the prompt" });
+  const made = panel(node, "safe_region_strip", { height, role: "group", label: t("What the region does to the prompt") });
   made.replaceChildren(...strips.map(stripElement));
   if (node.size[0] < 420) node.setSize([420, node.size[1]]);
   grow(node);

@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { element, findNode, grow, panel } from "./panel.js";
+import { t } from "./texts.js";
 
 /**
  * What nodes/train.py sends, each time all of it, but for the picture.
@@ -71,15 +72,16 @@ function curve(/** @type {Detail} */ detail) {
       .join(" ");
   const line = (/** @type {number[]} */ values, /** @type {string} */ stroke, /** @type {number} */ width) =>
     shape("polyline", { points: points(values), fill: "none", stroke, "stroke-width": width });
-  const last = losses.length ? `${means[means.length - 1].toPrecision(3)} after ${detail.count}` : "";
+  const last = losses.length
+    ? t("{loss} after {count} steps", { loss: means[means.length - 1].toPrecision(3), count: detail.count }) : "";
   return plot(
-    detail.measure || "loss", last, [line(losses, "var(--border-color)", 1), line(means, "var(--input-text)", 2)],
+    detail.measure || t("loss"), last, [line(losses, "var(--border-color)", 1), line(means, "var(--input-text)", 2)],
   );
 }
 
 /** Harmless prompts above the middle, unsafe ones below it, and the wall between inside and outside. */
 function walls(/** @type {Separation | null} */ found) {
-  if (!found) return plot("walls", "", []);
+  if (!found) return plot(t("walls"), "", []);
   const wide = WIDE / found.counts[0].length;
   const bars = found.counts.flatMap((counts, side) => {
     const most = Math.max(1, ...counts);
@@ -91,7 +93,8 @@ function walls(/** @type {Separation | null} */ found) {
   });
   const at = (WIDE * -found.low) / (found.high - found.low);
   const wall = shape("line", { x1: at, x2: at, y1: 0, y2: HIGH, stroke: "var(--input-text)", "stroke-width": 1.5 });
-  const [above, below] = found.names.map((name, i) => `${name}: ${(100 * found.outside[i]).toFixed(1)} % outside`);
+  const [above, below] = found.names.map((name, i) =>
+    t("{name}: {share} % outside", { name, share: (100 * found.outside[i]).toFixed(1) }));
   return plot(above, below, [...bars, wall], [SAFE, UNSAFE]);
 }
 
@@ -100,13 +103,13 @@ function chartOf(node) {
   /** @type {{ chart?: Chart }} */
   const made = {};
   const root = panel(node, "safe_region_training", {
-    role: "group", label: "Training", height: () => made.chart?.tall ?? 60,
+    role: "group", label: t("Training"), height: () => made.chart?.tall ?? 60,
   });
   const known = charts.get(root);
   if (known) return known;
   const quiet = { position: "absolute", width: "1px", height: "1px", overflow: "hidden", clipPath: "inset(50%)" };
   const picture = /** @type {HTMLImageElement} */ (element("img", {
-    alt: "Pictures without the region, and below them the same with it", style: { width: "100%", display: "block" },
+    alt: t("Pictures without the region, and below them the same with it"), style: { width: "100%", display: "block" },
   }));
   const chart = {
     line: element("div"),
@@ -117,7 +120,7 @@ function chartOf(node) {
     figure: element(
       "figure", { style: { display: "none", margin: "0" } }, picture,
       element("figcaption", { style: { fontSize: "11px", color: "var(--descrip-text)" } },
-        "above: without the region, below: with what is learned by now"),
+        t("above: without the region, below: with what is learned by now")),
     ),
     picture, told: -Infinity, stage: "", tall: 60,
   };
