@@ -25,6 +25,7 @@ NODES = {
     "SafeRegionConditioning": "apply",
     "SafeRegionDemoModel": "apply",
     "SafeRegionGuardModel": "guard_model",
+    "SafeRegionInspect": "inspect_a_prompt",
     "SafeRegionLoader": "apply",
     "SafeRegionPromptPairs": "train_and_apply",
     "SaveSafeRegion": "train_and_apply",
