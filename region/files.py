@@ -54,9 +54,18 @@ def region_bytes(region: Region) -> bytes:
         card = json.dumps(region.metadata, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise RegionError(f"The region's description cannot be written as JSON: {error}.") from None
-    content = save_bytes(tensors, {"format": FORMAT, "version": VERSION, "region": card})
+    content = _in_order(save_bytes(tensors, {"format": FORMAT, "version": VERSION, "region": card}))
     region_from_bytes(content, f'The region "{region.name}" cannot be saved')
     return content
+
+
+def _in_order(content: bytes) -> bytes:
+    """A .safetensors file with its header's keys in order: safetensors writes those of the metadata in any, and the
+    same region must give the same file and hash."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -338,3 +338,8 @@ def test_files_that_cannot_be_opened(read, tmp_path):
         with pytest.raises(RegionError) as caught:
             read(tmp_path / f"{name}.safetensors")
         assert words in str(caught.value) and str(caught.value).startswith(name)
+
+
+def test_the_same_region_gives_the_same_file():
+    files = {region_bytes(full_region()) for _ in range(8)}
+    assert len(files) == 1
