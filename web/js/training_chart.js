@@ -135,7 +135,7 @@ function chartOf(node) {
 function fit(/** @type {any} */ node, /** @type {Chart} */ chart) {
   const lines = chart.line.textContent?.split("\n").length ?? 1;
   const seen = (/** @type {HTMLElement} */ part) => part.style.display !== "none";
-  const tall = 20 + 17 * Math.max(lines, 2) + (seen(chart.plots) ? 122 : 0) + (seen(chart.figure) ? 190 : 0);
+  const tall = 20 + 17 * Math.max(lines, 2) + (seen(chart.plots) ? 132 : 0) + (seen(chart.figure) ? 190 : 0);
   if (tall === chart.tall) return;
   chart.tall = tall;
   grow(node);
@@ -162,10 +162,14 @@ function show(detail) {
   fit(node, chart);
 }
 
+let ready = false; // the page has its graph
+// not in `setup`: of a message that comes before, while a page loads in the midst of a run, ComfyUI would complain
+api.addEventListener("safe_region.training", ({ detail }) => ready && show(detail));
+
 app.registerExtension({
   name: "safe_region.training_chart",
   setup() {
-    api.addEventListener("safe_region.training", ({ detail }) => show(detail));
+    ready = true;
     // a run that was taken from the cache has no chart, but its summary
     api.addEventListener("executed", ({ detail }) => {
       const text = detail.output?.text;
