@@ -90,12 +90,14 @@ def show(page: Any, kind: str, scale: float, left: float, top: float) -> tuple[f
     """Move the graph so that the first node of a type has its corner there; the node's size on the page."""
     size = page.page.evaluate("""([kind, scale, left, top]) => {
         const { canvas, graph } = window.app;
-        const [x, y, width, height] = graph.nodes.find((node) => node.type === kind).boundingRect;
+        const node = graph.nodes.find((one) => one.type === kind);
+        const [x, y, width, height] = node.boundingRect;
         canvas.ds.scale = scale;
         canvas.ds.offset[0] = left / scale - x;
         canvas.ds.offset[1] = top / scale - y;
         canvas.setDirty(true, true);
-        return [width * scale, height * scale];
+        const shown = document.querySelector(`[data-node-id="${node.id}"]`); // Nodes 2.0 gives it the height it needs
+        return [width * scale, Math.max(height * scale, shown?.getBoundingClientRect().height ?? 0)];
     }""", [kind, scale, left, top])  # fmt: skip
     page.page.wait_for_timeout(1000)
     return size
@@ -105,7 +107,8 @@ def node_picture(page: Any, kind: str) -> Image.Image:
     """A node at its full size."""
     usual = page.page.evaluate("window.app.canvas.links_render_mode")
     page.page.evaluate("window.app.canvas.links_render_mode = LiteGraph.HIDDEN_LINK")
-    width, height = show(page, kind, 1, 120, 120)
+    show(page, kind, 1, 120, 120)
+    width, height = show(page, kind, 1, 120, 120)  # now at its full size
     pictured = cut(page, 104, 104, 136 + width, 136 + height)
     page.page.evaluate("(mode) => { window.app.canvas.links_render_mode = mode; }", usual)
     return pictured
