@@ -53,7 +53,8 @@ class SafeRegionPromptPairs(io.ComfyNode):
                 io.String.Input(
                     "text", multiline=True, default=EXAMPLE,
                     tooltip="One pair a line: unsafe prompt => safe prompt. Lines that begin with keep: are harmless "
-                    "prompts, # begins a comment, {a|b} lists alternatives that run in step on both sides.",
+                    "prompts, # begins a comment; braces hold alternatives with bars between them, in step on both "
+                    "sides.",
                 ),
                 io.Combo.Input(
                     "file", options=[NO_FILE, *pair_files()], default=NO_FILE, optional=True,
