@@ -13,6 +13,7 @@ import pytest
 import torch
 from host import PACK
 
+from comfyui_safe_region.nodes.names import safe_name
 from comfyui_safe_region.region import Move, Part, Region, load_region, region_bytes
 
 DEMO = "demo-weapons.safetensors"
@@ -149,6 +150,18 @@ def test_the_card_shows_the_region_and_follows_the_list(card, request):
     card.shows("gender", "draws man 50%, woman 50%")
     assert card.carried()["name"] == "demo-gender.safetensors"
     assert card.runs()
+
+
+def test_a_saved_region_is_listed_at_once(card, request):
+    name = f"just saved, {request.node.callspec.id}"  # another one for each renderer, or ComfyUI would not save again
+    workflow = flow(DEMO)
+    saving = {"id": 2, "type": "SaveSafeRegion", "pos": [700, 150], "size": [320, 300], "flags": {}, "order": 1,
+              "mode": 0, "inputs": [{"name": "region", "type": "SAFE_REGION", "link": 1}], "outputs": [],
+              "properties": {}, "widgets_values": [name, "", "", "", True, ""]}  # fmt: skip
+    workflow["nodes"][1] = saving
+    card.comfy.load(workflow)
+    assert card.runs()
+    card.comfy.until("app.graph.getNodeById(1).widgets[0].options.values.includes('" + safe_name(name) + ".safetensors')")
 
 
 def test_a_large_region_says_why_it_is_not_embedded(card):
