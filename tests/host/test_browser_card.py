@@ -153,7 +153,7 @@ def test_the_card_shows_the_region_and_follows_the_list(card, request):
 
 
 def test_a_saved_region_is_listed_at_once(card, request):
-    name = f"just saved, {request.node.callspec.id}"  # another one for each renderer, or ComfyUI would not save again
+    name = f"just saved {request.node.callspec.id}"  # else ComfyUI would not save again for the second renderer
     workflow = flow(DEMO)
     saving = {"id": 2, "type": "SaveSafeRegion", "pos": [700, 150], "size": [320, 300], "flags": {}, "order": 1,
               "mode": 0, "inputs": [{"name": "region", "type": "SAFE_REGION", "link": 1}], "outputs": [],
