@@ -161,7 +161,8 @@ def test_a_saved_region_is_listed_at_once(card, request):
     workflow["nodes"][1] = saving
     card.comfy.load(workflow)
     assert card.runs()
-    card.comfy.until("app.graph.getNodeById(1).widgets[0].options.values.includes('" + safe_name(name) + ".safetensors')")
+    listed = "app.graph.getNodeById(1).widgets[0].options.values"
+    card.comfy.until(f"{listed}.includes('{safe_name(name)}.safetensors')")
 
 
 def test_a_large_region_says_why_it_is_not_embedded(card):

@@ -10,7 +10,7 @@ from typing import Any
 
 from host import PACK, error_text
 
-PICTURES = os.environ.get("SAFE_REGION_PICTURES")  # a folder for screenshots, to look at
+PICTURES = os.environ.get("SAFE_REGION_SCREENSHOTS")  # a folder for screenshots, to look at
 CHART = "document.querySelector('[aria-label=Training]')"
 TRAIN = 4  # the node's id in the example
 WAIT = 300
