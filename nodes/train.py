@@ -113,7 +113,8 @@ def finished(node: type[io.ComfyNode], trainer: Trainer | AttributeTrainer, mode
         kept = keep_interrupted(trainer.region, trainer.concept)
         if kept is not None:
             logging.info("Safe Region: training did not finish; what was learned so far is in %s", kept)
-        reporter.end("stopped", f"not finished; what was learned so far is in {kept}" if kept else "not finished")
+        where = f"; what was learned so far is in {kept.parent.name}/{kept.name}" if kept else ""
+        reporter.end("stopped", f"not finished{where}")
         raise
     region = replace(region, metadata={"base_model": type(model.model).__name__, **region.metadata})
     picture = picture_tensor(trainer.picture())
