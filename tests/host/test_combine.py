@@ -28,5 +28,5 @@ def test_a_combined_region_is_saved_as_one_file(comfy):
     assert "both.safetensors" in comfy.run(g.prompt)[save()[0]]["text"][0]
     g = Graph()
     again = g.add("SafeRegionLoader", region_name="both.safetensors")
-    shown = g.add("SaveSafeRegion", region=again(0), name="again", author="", license="", description="", overwrite=True)
-    assert "again.safetensors" in comfy.run(g.prompt)[shown()[0]]["text"][0]
+    save = g.add("SaveSafeRegion", region=again(0), name="again", author="", license="", description="", overwrite=True)
+    assert "again.safetensors" in comfy.run(g.prompt)[save()[0]]["text"][0]
