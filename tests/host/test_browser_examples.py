@@ -134,6 +134,7 @@ def test_the_blueprint_replaces_the_text_encoder_in_one_step(comfy_page, page_in
 def test_the_help_panel_shows_pages_with_their_pictures(comfy_page):
     comfy_page.example("guard_model")
     page = comfy_page.page
+    pictures.show(comfy_page, "SafeRegionGuardModel", 1, 500, 400)
     page.evaluate("""() => {
         const { canvas, graph } = window.app;
         canvas.selectNode(graph.nodes.find((node) => node.type === "SafeRegionGuardModel"));
