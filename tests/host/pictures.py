@@ -33,6 +33,7 @@ NODES = {
     "TrainSafeRegion": "train_and_apply",
 }
 FLOATING = ".p-toast, .p-panel, .minimap-main-container, .actionbar-container, .selection-toolbox"
+SQUARES = {"inspect_a_prompt": "SafeRegionInspect"}  # the node around which a thumbnail is cut from the graph
 # Of how many pictures of each preview a thumbnail is made, and how many stand in a row; otherwise one, in a row.
 TILES = {"balance": (8, 4), "compare_at_cfg_1": (3, 3)}
 

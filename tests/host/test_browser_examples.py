@@ -87,6 +87,8 @@ def take(page: Any, name: str, previews: list[list[Image.Image]], folder: Path) 
     if of_real_models(example(name)):  # what the demo model draws would be no picture of it
         page.load(example(name))
         thumbnail = pictures.graph_square(page, "SafeRegionConditioning")
+    if kind := pictures.SQUARES.get(name):
+        thumbnail = pictures.graph_square(page, kind)
     pictures.save(pictures.graph_picture(page), folder / "docs" / "images" / f"workflow_{name}.jpg")
     pictures.save(thumbnail, folder / "example_workflows" / f"{name}.jpg")
 
