@@ -26,7 +26,7 @@ NODES = {
     "SafeRegionDemoModel": "apply",
     "SafeRegionGuardModel": "guard_model",
     "SafeRegionInspect": "inspect_a_prompt",
-    "SafeRegionLoader": "apply",
+    "SafeRegionLoader": "inspect_a_prompt",
     "SafeRegionPromptPairs": "train_and_apply",
     "SaveSafeRegion": "train_and_apply",
     "TrainBalanceRegion": None,
