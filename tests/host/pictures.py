@@ -28,7 +28,7 @@ NODES = {
     "SafeRegionInspect": "inspect_a_prompt",
     "SafeRegionLoader": "inspect_a_prompt",
     "SafeRegionPromptPairs": "train_and_apply",
-    "SaveSafeRegion": "train_and_apply",
+    "SaveSafeRegion": None,
     "TrainBalanceRegion": None,
     "TrainSafeRegion": "train_and_apply",
 }
