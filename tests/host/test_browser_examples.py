@@ -69,7 +69,7 @@ def test_an_example_opens_and_runs(comfy_page, page_info, name):
         return
     quick = QUICK | {"SafeRegionPromptPairs": {"text": PAIRS}}
     if pictures.FOLDER and not of_real_models(example(name)):  # a picture must be good
-        quick = {"TrainSafeRegion": {"preset": "instant"}}
+        quick = {}
     workflow = changed(workflow, page_info, quick)
     comfy_page.load(workflow)
     history = comfy_page.run(timeout=3000)
