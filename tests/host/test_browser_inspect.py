@@ -29,7 +29,7 @@ def workflow(text: str, drawn: str = "auto") -> dict[str, Any]:
         node(1, "SafeRegionDemoModel", [40, 60], [240, 90], [],
              [output("model", "MODEL", 1), output("clip", "CLIP", 2), output("vae", "VAE", 3)], []),
         node(2, "SafeRegionLoader", [40, 240], [260, 90], [], [output("region", "SAFE_REGION", 4)],
-             ["demo-weapons.safetensors", "all"]),
+             ["demo-weapons.safetensors"]),
         node(3, "SafeRegionInspect", [360, 60], [560, 620],
              [slot("clip", "CLIP", 2), slot("region", "SAFE_REGION", 4), slot("model", "MODEL", 1),
               slot("vae", "VAE", 3), slot("conditioning", "CONDITIONING")],
