@@ -149,7 +149,7 @@ function show(node, strips) {
 }
 
 /** Show what the last run said. On coming back from another tab that is known again only a moment after the graph. */
-function showKnown(tries = 25) {
+function showKnown(tries = 150) {
   const known = Object.entries(app.nodeOutputs ?? {}).filter(([, output]) => output?.[KEY]);
   for (const [id, output] of known) show(findNode(id), output[KEY]);
   if (!known.length && tries) setTimeout(showKnown, 200, tries - 1);
