@@ -103,7 +103,7 @@ function chartOf(node) {
   /** @type {{ chart?: Chart }} */
   const made = {};
   const root = panel(node, "safe_region_training", {
-    role: "group", label: t("Training"), height: () => made.chart?.tall ?? 60,
+    role: "group", label: t("Training"), height: () => made.chart?.tall ?? 32,
   });
   const known = charts.get(root);
   if (known) return known;
@@ -122,7 +122,7 @@ function chartOf(node) {
       element("figcaption", { style: { fontSize: "11px", color: "var(--descrip-text)" } },
         t("above: without the region, below: with what is learned by now")),
     ),
-    picture, told: -Infinity, stage: "", tall: 60,
+    picture, told: -Infinity, stage: "", tall: 32,
   };
   made.chart = chart;
   Object.assign(root.style, { display: "flex", flexDirection: "column", gap: "6px", position: "relative" });
@@ -168,6 +168,10 @@ api.addEventListener("safe_region.training", ({ detail }) => ready && show(detai
 
 app.registerExtension({
   name: "safe_region.training_chart",
+  // from the start: Nodes 2.0 of 1.32 does not see a widget that comes later to a node with links
+  nodeCreated(node) {
+    if (NODES.has(node.comfyClass)) chartOf(node).line.textContent = t("While it learns, you see here how it goes.");
+  },
   setup() {
     ready = true;
     // a run that was taken from the cache has no chart, but its summary
