@@ -40,7 +40,7 @@ class ComfyPage:
         self.host, self.page, self.console = host, page, []
         page.on("console", lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
-        page.on("dialog", lambda dialog: self.console.append(f"dialog: {dialog.message}") or dialog.dismiss())
+        page.on("dialog", self._answer)
         settings = {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
                     "Comfy.InstalledVersion": "1.58.1", "Comfy.Release.Status": "skip"}  # fmt: skip
         for name, value in settings.items():
@@ -48,6 +48,14 @@ class ComfyPage:
         page.goto(f"http://127.0.0.1:{host.port}/")
         page.wait_for_function("window.app?.graph && window.app?.extensionManager && window.app?.vueAppReady",
                                timeout=120_000)  # fmt: skip
+
+    def _answer(self, dialog: Any) -> None:
+        """Leave a page with unsaved changes when asked; any other dialog is a complaint."""
+        if dialog.type == "beforeunload":
+            dialog.accept()
+            return
+        self.console.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, as dropping its file does."""
