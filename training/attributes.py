@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..backbones.protocol import Backbone
-from ..backbones.sampling import sample
 from ..region.balance import STATED, balance_conditioning
 from ..region.conditioning import Entry, text_blocks, with_blocks
 from ..region.files import slug
@@ -37,22 +34,20 @@ from .gate import STEPS as GATE_STEPS
 from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
 from .paper_recipe import paper_part, train_paper
-from .plan import Work, attribute_work, costs
-from .progress import GROUP_LEFT, WALLS, Ledger, Progress, Separation, measure, separation
+from .plan import Work, attribute_work
+from .progress import GROUP_LEFT, WALLS
 from .prompts import MAX_KEEP, vary_harmless, vary_pairs, without_named
-from .recipe import PREVIEW_PROMPTS, REPORT_STEPS, Recipe
+from .recipe import PREVIEW_PROMPTS, Recipe
+from .run import TrainingRun, detached
 from .text_states import (
-    ENCODE_BATCH,
+    batches,
     blocks_of,
     cut,
-    encode_all,
     few,
     gated_key,
     known_tokens,
     same_length,
-    text_bytes,
 )
-from .trainer import STATES_BYTES
 
 CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8
@@ -282,65 +277,27 @@ def calibrate_stated(
     return replace(gate, bias=gate.bias + threshold), (inside + 1) / (len(told) + 1)
 
 
-def told_apart(others: Tensor, opened: Tensor) -> Separation | None:
-    """By the depths of prompts that may not change, and of open ones."""
-    return separation(others, opened, ("other", "open"))
+class AttributeTrainer(TrainingRun):
+    """A run that learns an attribute region from rows."""
 
-
-class AttributeTrainer:
-    """One run. `region` is the best attribute region so far, or None: it stays usable when the run is interrupted."""
+    kinds = ("other", "open")
 
     def __init__(
         self, backbone: Backbone, pairs: AttributePairs, recipe: Recipe | None = None, contrast: float = CONTRAST
     ) -> None:
         """`contrast`: see `set_apart`. Raises ValueError when the recipe needs a model that is not there."""
-        self.backbone, self.pairs, self.recipe, self.contrast = backbone, pairs, recipe or Recipe(), contrast
-        self.concept = pairs.attribute
-        self.region: Region | None = None
-        self.losses: list[float] = []
-        self.numbers: dict[str, Any] = {}
-        self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
-        self.measure = measure(self.recipe, GROUP_LEFT)  # what the losses are
-        self._depths: tuple[Tensor, Tensor] | None = None
+        super().__init__(backbone, recipe, pairs.attribute, GROUP_LEFT)
+        self.pairs, self.contrast = pairs, contrast
         self._stated: Part | None = None
-        if self.recipe.steps and not backbone.can_denoise:
-            raise ValueError("Only the preset instant works without a diffusion model: connect one, or set steps to 0.")
-
-    def run(self, visit: Callable[[Progress], None] = lambda progress: None) -> Region:
-        """Train, report along the way and return the region. Whatever `visit` raises ends the run."""
-        began = time.monotonic()
-        with torch.inference_mode(False), torch.enable_grad():
-            self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            self._ledger = Ledger(self._count_steps(), costs(self), visit)
-            if self.recipe.preset == "paper":
-                self._run_paper()
-            else:
-                self._run_region()
-            self.numbers["seconds"] = round(time.monotonic() - began, 1)
-            assert self.region is not None  # noqa: S101 - both runs set it
-            self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
-            if self.draws() and processes.index() == 0:
-                self.before_after = self._draw_before_after(self.region)
-                self.region = report.with_preview(self.region, self.before_after)
-                self._ledger.report("report", message="before and after")
-        return self.region
-
-    def picture(self) -> Image.Image:
-        """The report: loss curve, depths of harmless and open prompts, before and after."""
-        found = told_apart(*self._depths) if self._depths else None
-        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
 
     # --- what it will take ---
 
-    @cached_property
-    def prompt_bytes(self) -> int:
-        """What the text states of one prompt take."""
-        return text_bytes(self.backbone, self.pairs.rows[0][0] if self.pairs.rows else "")
+    def _example(self) -> str:
+        return self.pairs.rows[0][0] if self.pairs.rows else ""
 
     @cached_property
     def _halves(self) -> tuple[Half, Half]:
-        most = min(self.recipe.prompts, STATES_BYTES // self.prompt_bytes)
-        return build_halves(self.pairs, self.recipe.seed, most)
+        return build_halves(self.pairs, self.recipe.seed, self._most)
 
     @property
     def learn(self) -> Half:
@@ -359,10 +316,6 @@ class AttributeTrainer:
         """Open prompts about subjects that it does not learn from."""
         return [neutral for neutral, _ in self.pairs.held_out]
 
-    def draws(self) -> bool:
-        """Whether there can be pictures."""
-        return self.backbone.can_denoise and self.backbone.can_decode
-
     def work(self) -> Work:
         """What the run has to do."""
         return attribute_work(self)
@@ -376,7 +329,7 @@ class AttributeTrainer:
         if recipe.preset == "paper":
             return {"encode": groups, "discover": groups * recipe.steps, "report": drawn}
         lists = [*self.prompts(), self.new_words]
-        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in lists)
+        encoding = sum(batches(len(prompts)) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(self.learn.rows)) // 16) * 4 if recipe.steps else 0
         told = -(-len(self.learn.stated) // len(self.learn.rows))
         return {
@@ -384,10 +337,6 @@ class AttributeTrainer:
             "trajectories": groups * moments, "discover": groups * recipe.steps,
             "preview": groups * recipe.previews() * drawn, "report": drawn,
         }  # fmt: skip
-
-    def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return encode_all(self.backbone, prompts,
-                          lambda steps, message: self._ledger.report("encode", steps, message=message))
 
     def _run_region(self) -> None:
         count = len(self.pairs.groups)
@@ -445,7 +394,7 @@ class AttributeTrainer:
         def visit(step: int, loss: float, now: Gate) -> None:
             if step % 20 == 19:
                 some = (prompt_depths(few(held[name]), now, known) for name in ("plain", "rows"))
-                self._ledger.report("gate", loss=loss, measure=WALLS, separation=told_apart(*some),
+                self._ledger.report("gate", loss=loss, measure=WALLS, separation=self._told_apart(*some),
                                     message="finding the walls")  # fmt: skip
 
         def visit_stated(step: int, loss: float, now: Gate) -> None:
@@ -483,7 +432,7 @@ class AttributeTrainer:
         if new_words is not None:
             card |= report.of_new_words(margins(new_words))
         self.numbers["calibration"] = card
-        self._ledger.report("calibrate", separation=told_apart(*self._depths),
+        self._ledger.report("calibrate", separation=self._told_apart(*self._depths),
                             message=f"touches {card['harmless_touched']:.1%} of harmless prompts")  # fmt: skip
         return gate, stated
 
@@ -557,12 +506,7 @@ class AttributeTrainer:
             "calibration": self.numbers.get("calibration", {}),
         }  # fmt: skip
         known = [part for part in (self._stated,) if part is not None]
-        detached = [
-            replace(part, moves={block: replace(move, **{k: v.detach() for k, v in move.tensors().items()})
-                                 for block, move in part.moves.items()})
-            for part in parts
-        ]  # fmt: skip
-        self.region = Region((*detached, *known), metadata)
+        self.region = Region((*map(detached, parts), *known), metadata)
 
     def preview_prompts(self) -> list[str]:
         """Open ones, not learned from."""
@@ -571,16 +515,6 @@ class AttributeTrainer:
     def shown_prompts(self) -> list[str]:
         """For the report: these, and two that should stay the same."""
         return [*self.preview_prompts(), self.held_out.stated[0], self.held_out.plain[0]]
-
-    def _draw(self, entries: Sequence[Entry]) -> list[Image.Image]:
-        empty = self.backbone.encode([""])[0]
-        latents = sample(self.backbone, entries, empty, self.recipe.guidance, REPORT_STEPS, self.recipe.seed)
-        return [report.to_image(picture) for picture in self.backbone.decode(latents)]
-
-    @cached_property
-    def _before(self) -> list[Image.Image]:
-        """What the shown prompts draw without the region."""
-        return self._draw(self.backbone.encode(self.shown_prompts()))
 
     def _after(self, prompts: Sequence[str], region: Region, group: str) -> list[Image.Image]:
         entries = self.backbone.encode(prompts)

@@ -20,6 +20,7 @@ from pathlib import Path
 MAX_EXPANSION = 20_000  # prompts
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _MARKED = ("keep", "held_out", "leave_out")  # what begins with a name and a colon
+_LISTS = ("pairs", *_MARKED)  # of PromptPairs
 
 
 Row = tuple[int, dict[str, str]]  # the number of a line, and what it holds by name
@@ -44,10 +45,8 @@ class PromptPairs:
     title: str = ""
 
     def __add__(self, other: PromptPairs) -> PromptPairs:
-        lists = ("pairs", "keep", "held_out", "leave_out")
-        return PromptPairs(
-            *(_unique(getattr(self, name) + getattr(other, name)) for name in lists), self.title or other.title
-        )
+        lists = {name: _unique(getattr(self, name) + getattr(other, name)) for name in _LISTS}
+        return PromptPairs(**lists, title=self.title or other.title)
 
     def text(self) -> str:
         """The pairs in the form that `parse_pairs` reads, one a line."""
@@ -146,7 +145,7 @@ def _rows_of_jsonl(text: str) -> Iterator[Row]:
 
 
 def _collect(rows: Iterator[Row]) -> PromptPairs:
-    found: dict[str, list] = {name: [] for name in ("pairs", "keep", "held_out", "leave_out")}
+    found: dict[str, list] = {name: [] for name in _LISTS}
     for number, row in rows:
         try:
             for name in ("keep", "leave_out"):

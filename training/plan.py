@@ -17,6 +17,7 @@ from .recipe import REPORT_STEPS, STRENGTH_PROMPTS, Recipe
 
 if TYPE_CHECKING:
     from .attributes import AttributeTrainer
+    from .run import TrainingRun
     from .trainer import Trainer
 
 BACKWARD = 2  # what a backward pass costs, in predictions
@@ -137,7 +138,7 @@ def attribute_work(trainer: AttributeTrainer) -> Work:
     return Work(encodings + len(trainer.new_words), sum(map(len, trainer.prompts())), predictions, gradients, latents)
 
 
-def costs(trainer: Trainer | AttributeTrainer) -> dict[str, float]:
+def costs(trainer: TrainingRun) -> dict[str, float]:
     """What each stage that asks the diffusion model costs this process, in predictions without a backward pass."""
     work = trainer.work()
     found = work.predictions | {"discover": work.predictions.get("discover", 0) + BACKWARD * work.gradients}
@@ -145,7 +146,7 @@ def costs(trainer: Trainer | AttributeTrainer) -> dict[str, float]:
     return {stage: count / (1 if stage in alone else processes.count()) for stage, count in found.items() if count}
 
 
-def plan(trainer: Trainer | AttributeTrainer) -> Plan:
+def plan(trainer: TrainingRun) -> Plan:
     """What `trainer.run()` will take. Encodes one prompt, trains nothing."""
     backbone, work = trainer.backbone, trainer.work()
     return Plan(

@@ -174,7 +174,6 @@ class View:
         self.losses: list[float] = []  # of one measure
         self.measure = ""
         self.separation: Separation | None = None
-        self.preview: Image.Image | None = None
         self.progress = Progress("start", 0, 0)
 
     def see(self, progress: Progress) -> None:
@@ -184,7 +183,6 @@ class View:
         if progress.loss is not None:
             self.losses.append(progress.loss)
         self.separation = progress.separation or self.separation
-        self.preview = progress.preview or self.preview
 
     def line(self) -> str:
         """Where the run is, in a line."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -23,12 +22,6 @@ def to_image(picture: Tensor) -> Image.Image:
     """[3, H, W] in 0..1 to a Pillow image."""
     array = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(array)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """A Pillow image as ComfyUI's IMAGE [1, H, W, 3] in 0..1."""
-    flat = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return flat.reshape(1, image.height, image.width, 3).float() / 255
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

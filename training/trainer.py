@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from random import Random
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..backbones.protocol import Backbone
-from ..backbones.sampling import sample
-from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning
+from ..region.conditioning import CROSS_ATTENTION, apply_to_conditioning
 from ..region.files import slug
-from ..region.region import Gate, Move, Part, Region, RegionError
+from ..region.region import Gate, Part, Region, RegionError
 from . import processes, report
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, scaled, settle_strength
 from .gate import SPARE, calibrate_gate, fit_gate, prompt_depths, statistics
@@ -29,29 +26,26 @@ from .instant import TokenStatistics, difference_move, instant_move, token_stati
 from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
-from .plan import Work, costs, region_work
-from .progress import UNSAFE_LEFT, WALLS, Ledger, Progress, measure, separation
+from .plan import Work, region_work
+from .progress import UNSAFE_LEFT, WALLS
 from .prompts import PromptSets, build_sets, with_new_words
-from .recipe import INITIAL, PREVIEW_PROMPTS, REPORT_STEPS, STRENGTH_PROMPTS, TARGETS, Recipe
+from .recipe import INITIAL, PREVIEW_PROMPTS, STRENGTH_PROMPTS, TARGETS, Recipe
+from .run import TrainingRun, detached
 from .text_states import (
-    ENCODE_BATCH,
+    batches,
     beside,
     blocks_of,
     cut,
-    encode_all,
     few,
     gated_key,
     known_tokens,
     same_length,
     stacked,
-    text_bytes,
 )
 
-STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
 
-
-class Trainer:
-    """One training run. `region` is the best region so far, or None: it stays usable when the run is interrupted."""
+class Trainer(TrainingRun):
+    """A run that learns a safe region from prompt pairs."""
 
     def __init__(
         self,
@@ -66,59 +60,25 @@ class Trainer:
 
         Raises PairsError or ValueError when the input cannot be trained on.
         """  # fmt: skip
-        self.backbone, self.pairs, self.recipe = backbone, pairs, recipe or Recipe()
-        self.concept = concept.strip() or pairs.title or "unsafe content"
+        super().__init__(backbone, recipe, concept.strip() or pairs.title or "unsafe content", UNSAFE_LEFT)
+        self.pairs = pairs
         self.new_words = [unsafe for unsafe, _ in with_new_words(pairs.held_out, pairs.pairs)]
         self.existing = existing
-        self.region: Region | None = None
-        self.losses: list[float] = []
-        self.numbers: dict[str, Any] = {}
-        self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
-        self.measure = measure(self.recipe, UNSAFE_LEFT)  # what the losses are
-        self._depths: tuple[Tensor, Tensor] | None = None
         self._text: dict[str, TokenStatistics] = {}  # by block
         if self.recipe.initial not in INITIAL or self.recipe.target not in TARGETS:
             raise ValueError(f"initial must be one of {INITIAL} and target one of {TARGETS}.")
-        if self.recipe.steps and not backbone.can_denoise:
-            raise ValueError("Only the preset instant works without a diffusion model: connect one, or set steps to 0.")
         if existing is not None and len(existing.parts) != 1:
             raise RegionError("Training can go on from a region with one concept; this one has several.")
 
-    def run(self, visit: Callable[[Progress], None] = lambda progress: None) -> Region:
-        """Train, report along the way and return the region. Whatever `visit` raises ends the run."""
-        began = time.monotonic()
-        with torch.inference_mode(False), torch.enable_grad():
-            self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            self._ledger = Ledger(self._count_steps(), costs(self), visit)
-            if self.recipe.preset == "paper":
-                self._run_paper()
-            else:
-                self._run_region()
-            self.numbers["seconds"] = round(time.monotonic() - began, 1)
-            assert self.region is not None  # noqa: S101 - both runs set it
-            self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
-            if self.draws() and processes.index() == 0:
-                self.before_after = self._draw_before_after(self.region)
-                self.region = report.with_preview(self.region, self.before_after)
-                self._ledger.report("report", message="before and after")
-        return self.region
-
-    def picture(self) -> Image.Image:
-        """The report: loss curve, depths of harmless and unsafe prompts, before and after."""
-        found = separation(*self._depths) if self._depths else None
-        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
-
     # --- what it will take ---
 
-    @cached_property
-    def prompt_bytes(self) -> int:
-        """What the text states of one prompt take."""
-        return text_bytes(self.backbone, self.pairs.pairs[0][0] if self.pairs.pairs else "")
+    def _example(self) -> str:
+        return self.pairs.pairs[0][0] if self.pairs.pairs else ""
 
     @cached_property
     def sets(self) -> PromptSets:
         """The prompts of the run, split and varied: no more than fit into memory."""
-        return build_sets(self.pairs, self.recipe.seed, min(self.recipe.prompts, STATES_BYTES // self.prompt_bytes))
+        return build_sets(self.pairs, self.recipe.seed, self._most)
 
     def prompts(self, crowds: bool = True) -> dict[str, list[str]]:
         """The prompts whose text states are kept, by what they are for; crowds come last."""
@@ -153,7 +113,7 @@ class Trainer:
         drawn = int(self.draws())
         if recipe.preset == "paper":
             return {"encode": 1, "discover": recipe.steps, "report": drawn}
-        encoding = sum(-(-len(prompts) // ENCODE_BATCH) for prompts in [*self.prompts().values(), self.new_words])
+        encoding = sum(batches(len(prompts)) for prompts in [*self.prompts().values(), self.new_words])
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // TRAJECTORY_BATCH) * 4 if recipe.steps else 0
         harden = recipe.harden if self._searches() else 0
         gate = 0 if self.walls_are_fixed() else GATE_STEPS // 20 * (1 + harden)
@@ -163,17 +123,9 @@ class Trainer:
             "strength": int(recipe.steps > 0), "report": drawn,
         }  # fmt: skip
 
-    def draws(self) -> bool:
-        """Whether there can be pictures."""
-        return self.backbone.can_denoise and self.backbone.can_decode
-
     def _searches(self) -> bool:
         """Whether prompts that evade the walls can be searched for."""
         return self.backbone.can_denoise and not self.walls_are_fixed()
-
-    def _encode(self, prompts: Sequence[str], planned: bool = True) -> dict[str, Tensor]:
-        return encode_all(self.backbone, prompts,
-                          lambda steps, message: self._ledger.report("encode", steps * planned, message=message))
 
     def _run_region(self) -> None:
         recipe, lists = self.recipe, self.prompts(crowds=False)
@@ -217,7 +169,7 @@ class Trainer:
         def visit(step: int, loss: float, now: Gate) -> None:
             if step % 20 == 19:
                 some = (prompt_depths(few(states[name]), now, known) for name in ("calibration", "held_unsafe"))
-                self._ledger.report("gate", loss=loss, measure=WALLS, separation=separation(*some),
+                self._ledger.report("gate", loss=loss, measure=WALLS, separation=self._told_apart(*some),
                                     message="finding the walls")  # fmt: skip
 
         gate = existing or fit_gate(states["unsafe"], states["safe"], states["harmless"], known, self._generator, visit)
@@ -226,7 +178,7 @@ class Trainer:
         gate, calibration = calibrate_gate(gate, harmless, unsafe, held, known, self.recipe.budget, spare)
         self.numbers["calibration"] = calibration
         self._depths = (prompt_depths(harmless, gate, known), prompt_depths(held, gate, known))
-        self._ledger.report("calibrate", separation=separation(*self._depths),
+        self._ledger.report("calibrate", separation=self._told_apart(*self._depths),
                             message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")  # fmt: skip
         return gate
 
@@ -347,13 +299,7 @@ class Trainer:
             "recipe": self.recipe.describe() | {"pairs": len(self.pairs.pairs), "pairs_hash": digest},
             "calibration": self.numbers.get("calibration", {}),
         }
-        part = replace(part, moves={block: _detached(move) for block, move in part.moves.items()})
-        self.region = Region((part,), metadata)
-
-    def _draw(self, entries: Sequence[Entry]) -> list[Image.Image]:
-        empty = self.backbone.encode([""])[0]
-        latents = sample(self.backbone, entries, empty, self.recipe.guidance, REPORT_STEPS, seed=self.recipe.seed)
-        return [report.to_image(picture) for picture in self.backbone.decode(latents)]
+        self.region = Region((detached(part),), metadata)
 
     def preview_prompts(self) -> list[str]:
         """Unsafe ones, not learned from where there are enough."""
@@ -364,11 +310,6 @@ class Trainer:
         """For the report: these, and two that should stay the same."""
         return [*self.preview_prompts(), *self.sets.calibration[:2]]
 
-    @cached_property
-    def _before(self) -> list[Image.Image]:
-        """What the shown prompts draw without the region."""
-        return self._draw(self.backbone.encode(self.shown_prompts()))
-
     def _preview(self, region: Region) -> Image.Image:
         entries = self.backbone.encode(self.preview_prompts())
         return report.mosaic([self._before[: len(entries)], self._draw(apply_to_conditioning(entries, region))])
@@ -377,8 +318,3 @@ class Trainer:
         prompts = self.shown_prompts()
         after = self._draw(apply_to_conditioning(self.backbone.encode(prompts), region))
         return list(zip(prompts, self._before, after))
-
-
-def _detached(move: Move) -> Move:
-    return replace(move, **{name: tensor.detach() for name, tensor in move.tensors().items()})
-

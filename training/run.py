@@ -1,0 +1,148 @@
+"""What every training run shares: its course, its pictures, and what those who watch it are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..backbones.protocol import Backbone
+from ..backbones.sampling import sample
+from ..region.conditioning import Entry
+from ..region.region import Part, Region
+from . import processes, report
+from .plan import Work, costs
+from .progress import Ledger, Progress, Separation, measure, separation
+from .recipe import REPORT_STEPS, Recipe
+from .text_states import encode_all, text_bytes
+
+STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
+
+
+class TrainingRun:
+    """One run. `region` is the best region so far, or None: it stays usable when the run is interrupted.
+
+    What is learned, and from which prompts, is said by the classes that build on it.
+    """
+
+    kinds: ClassVar[tuple[str, str]] = ("harmless", "unsafe")  # prompts that should be inside, and outside
+
+    def __init__(self, backbone: Backbone, recipe: Recipe | None, concept: str, gap: str) -> None:
+        """`gap`: what the losses of the presets that ask the model are, for people.
+
+        Raises ValueError when the recipe needs a model that is not there.
+        """
+        self.backbone, self.recipe, self.concept = backbone, recipe or Recipe(), concept
+        self.region: Region | None = None
+        self.losses: list[float] = []
+        self.numbers: dict[str, Any] = {}
+        self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
+        self.measure = measure(self.recipe, gap)  # what the losses are
+        self._depths: tuple[Tensor, Tensor] | None = None
+        if self.recipe.steps and not backbone.can_denoise:
+            raise ValueError("Only the preset instant works without a diffusion model: connect one, or set steps to 0.")
+
+    def run(self, visit: Callable[[Progress], None] = lambda progress: None) -> Region:
+        """Train, report along the way and return the region. Whatever `visit` raises ends the run."""
+        began = time.monotonic()
+        with torch.inference_mode(False), torch.enable_grad():
+            self._generator = torch.Generator().manual_seed(self.recipe.seed)
+            self._ledger = Ledger(self._count_steps(), costs(self), visit)
+            if self.recipe.preset == "paper":
+                self._run_paper()
+            else:
+                self._run_region()
+            self.numbers["seconds"] = round(time.monotonic() - began, 1)
+            assert self.region is not None  # noqa: S101 - both runs set it
+            self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
+            if self.draws() and processes.index() == 0:
+                self.before_after = self._draw_before_after(self.region)
+                self.region = report.with_preview(self.region, self.before_after)
+                self._ledger.report("report", message="before and after")
+        return self.region
+
+    def picture(self) -> Image.Image:
+        """The report: loss curve, depths of both kinds of prompts, before and after."""
+        found = self._told_apart(*self._depths) if self._depths else None
+        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
+
+    # --- what it will take ---
+
+    @cached_property
+    def prompt_bytes(self) -> int:
+        """What the text states of one prompt take."""
+        return text_bytes(self.backbone, self._example())
+
+    @property
+    def _most(self) -> int:
+        """How many prompts may be encoded: no more than fit into memory."""
+        return min(self.recipe.prompts, STATES_BYTES // self.prompt_bytes)
+
+    def draws(self) -> bool:
+        """Whether there can be pictures."""
+        return self.backbone.can_denoise and self.backbone.can_decode
+
+    # --- stages ---
+
+    def _encode(self, prompts: Sequence[str], planned: bool = True) -> dict[str, Tensor]:
+        return encode_all(self.backbone, prompts,
+                          lambda steps, message: self._ledger.report("encode", steps * planned, message=message))
+
+    def _told_apart(self, inside: Tensor, outside: Tensor) -> Separation | None:
+        """By the depths of prompts of both kinds."""
+        return separation(inside, outside, self.kinds)
+
+    def _draw(self, entries: Sequence[Entry]) -> list[Image.Image]:
+        empty = self.backbone.encode([""])[0]
+        latents = sample(self.backbone, entries, empty, self.recipe.guidance, REPORT_STEPS, seed=self.recipe.seed)
+        return [report.to_image(picture) for picture in self.backbone.decode(latents)]
+
+    @cached_property
+    def _before(self) -> list[Image.Image]:
+        """What the shown prompts draw without the region."""
+        return self._draw(self.backbone.encode(self.shown_prompts()))
+
+    # --- what is learned ---
+
+    def _example(self) -> str:
+        """A prompt of usual length, or an empty one."""
+        raise NotImplementedError
+
+    def work(self) -> Work:
+        """What the run has to do."""
+        raise NotImplementedError
+
+    def preview_prompts(self) -> list[str]:
+        """What is drawn along the way; not learned from where there are enough."""
+        raise NotImplementedError
+
+    def shown_prompts(self) -> list[str]:
+        """For the report: these, and two that should stay the same."""
+        raise NotImplementedError
+
+    def _count_steps(self) -> dict[str, int]:
+        """Of each stage, in about the order in which they come."""
+        raise NotImplementedError
+
+    def _run_region(self) -> None:
+        raise NotImplementedError
+
+    def _run_paper(self) -> None:
+        raise NotImplementedError
+
+    def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
+        """Prompts, and what they draw without the region and with it."""
+        raise NotImplementedError
+
+
+def detached(part: Part) -> Part:
+    """The part without the history of its moves' tensors."""
+    moves = {block: replace(move, **{name: tensor.detach() for name, tensor in move.tensors().items()})
+             for block, move in part.moves.items()}  # fmt: skip
+    return replace(part, moves=moves)
