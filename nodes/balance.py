@@ -14,10 +14,11 @@ from ..training.attributes import CONTRAST, AttributePairs, AttributeTrainer, lo
 from ..training.packs import attribute_pack_names, load_attribute_pack, pack_title
 from ..training.pairs import PairsError
 from .common import LossMapType, SafeRegionType, schema, show_text
-from .names import shown
-from .pairs import NO_FILE, pair_files, pair_path
+from .names import file_state, shown
+from .pairs import NO_FILE, no_file, pair_files, pair_path
 from .train import finished, recipe_from
 
+TEXT = ".txt"
 EXAMPLE = """\
 # One row a line: open prompt => group: prompt => group: prompt. {a|b} writes several rows at once, in step everywhere.
 attribute: gender
@@ -161,15 +162,11 @@ class TrainBalanceRegion(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = NO_FILE) -> bool | str:
-        if file in (None, NO_FILE) or text_path(file):
-            return True
-        return no_file(file)
+        return True if file in (None, NO_FILE) or text_path(file) else no_file(file, TEXT)
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = NO_FILE) -> str:
-        path = text_path(file) if file not in (None, NO_FILE) else None
-        status = path.stat() if path else None
-        return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
+        return file_state(text_path(file or NO_FILE))
 
     @classmethod
     def execute(
@@ -199,23 +196,18 @@ def rows_from(text: str, file: str, pack: str) -> AttributePairs:
         return parse_attribute(text)
     path = text_path(file)
     if path is None:
-        raise PairsError(no_file(file))
+        raise PairsError(no_file(file, TEXT))
     return load_attribute(path)
 
 
 def text_files() -> list[str]:
     """Text files in ComfyUI's input folder."""
-    return [name for name in pair_files() if name.lower().endswith(".txt")]
+    return [name for name in pair_files() if name.lower().endswith(TEXT)]
 
 
 def text_path(name: str) -> Path | None:
     """The text file of that name in the input folder, or None."""
-    return pair_path(name) if name.lower().endswith(".txt") else None
-
-
-def no_file(name: str) -> str:
-    """One sentence for a file that is not there."""
-    return f'"{shown(name, 120)}" is no .txt file in ComfyUI\'s input folder.'
+    return pair_path(name) if name.lower().endswith(TEXT) else None
 
 
 NODES = [SafeRegionBalance, TrainBalanceRegion]

@@ -44,27 +44,28 @@ def steering_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
+def prompt_server() -> Any:
+    """ComfyUI's server, or None (in tests)."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
 def show_text(node_id: str | None, text: str) -> None:
     """Show a line of text on a node while it runs; web/js/status.js keeps the `text` of its UI output there later.
 
     Without a server (in tests) nothing happens.
     """
-    try:
-        from server import PromptServer
-    except ImportError:
-        return
-    server = getattr(PromptServer, "instance", None)
+    server = prompt_server()
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
 
 
 def send_event(name: str, detail: dict[str, Any]) -> None:
     """Tell the page that started the run; without a server (in tests) nothing happens."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return
-    server = getattr(PromptServer, "instance", None)
+    server = prompt_server()
     if server is not None:
         server.send_sync(name, detail, server.client_id)
 

@@ -11,7 +11,7 @@ from ..region import Region, RegionError, region_from_bytes, save_region
 from .cards import card_text, chosen_content, region_card, verdict
 from .common import SafeRegionType, schema, show_text
 from .folders import region_names, region_path, save_folder
-from .names import free_path, safe_name, shown
+from .names import file_state, free_path, safe_name, shown
 
 # Text for the server and for tools that read workflows; in the page the card's own widget, without a socket.
 CarriedType = io.Custom("STRING")
@@ -50,9 +50,7 @@ class SafeRegionLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, region_name: str | None = None, carried: str = "") -> str:
-        path = region_path(region_name or "")
-        status = path.stat() if path else None
-        return f"{status.st_mtime_ns} {status.st_size}" if status else "missing"
+        return file_state(region_path(region_name or ""))
 
     @classmethod
     def execute(cls, region_name: str, carried: str = "") -> io.NodeOutput:

@@ -38,6 +38,12 @@ def shown(text: object, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def file_state(path: Path | None) -> str:
+    """What changes with a file's content, for `fingerprint_inputs`."""
+    status = path.stat() if path else None
+    return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
+
+
 def inside(folder: Path, name: str) -> Path | None:
     """The file `name` in `folder`, or None when it leads out of it, by `..`, an absolute path or a link."""
     root = folder.resolve()

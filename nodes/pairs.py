@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..training.packs import load_pack, pack_names
 from ..training.pairs import PairsError, load_pairs, parse_pairs
 from .common import PromptPairsType, schema, show_text
-from .names import inside, shown
+from .names import file_state, inside, shown
 
 NO_FILE = "none"
 PAIR_FILES = (".txt", ".csv", ".jsonl")
@@ -38,6 +38,11 @@ def pair_path(name: str) -> Path | None:
     """The file of that name in the input folder, or None."""
     path = inside(Path(folder_paths.get_input_directory()), name)
     return path if path is not None and path.suffix.lower() in PAIR_FILES and path.is_file() else None
+
+
+def no_file(name: str, kinds: str = ".txt, .csv or .jsonl") -> str:
+    """One sentence for a file that is not there."""
+    return f'"{shown(name, 120)}" is no {kinds} file in ComfyUI\'s input folder.'
 
 
 class SafeRegionPromptPairs(io.ComfyNode):
@@ -76,15 +81,11 @@ class SafeRegionPromptPairs(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = NO_FILE) -> bool | str:
-        if file in (None, NO_FILE) or pair_path(file):
-            return True
-        return f'"{shown(file, 120)}" is no .txt, .csv or .jsonl file in ComfyUI\'s input folder.'
+        return True if file in (None, NO_FILE) or pair_path(file) else no_file(file)
 
     @classmethod
     def fingerprint_inputs(cls, text: str | None = None, file: str | None = NO_FILE) -> str:
-        path = pair_path(file) if file not in (None, NO_FILE) else None
-        status = path.stat() if path else None
-        return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
+        return file_state(pair_path(file or NO_FILE))
 
     @classmethod
     def execute(cls, text: str, file: str = NO_FILE, pack: str = NO_FILE) -> io.NodeOutput:
@@ -93,7 +94,7 @@ class SafeRegionPromptPairs(io.ComfyNode):
             if file != NO_FILE:
                 path = pair_path(file)
                 if path is None:
-                    raise PairsError(f'"{file}" is no .txt, .csv or .jsonl file in ComfyUI\'s input folder.')
+                    raise PairsError(no_file(file))
                 pairs = pairs + load_pairs(path)
             if not pairs.pairs:
                 raise PairsError("There is no prompt pair: write one a line, unsafe prompt => safe prompt.")

@@ -10,6 +10,7 @@ from typing import Any
 from ..region import RegionError
 from ..region.files import MAX_BYTES, region_from_bytes, write_atomically
 from .cards import embed_refusal, embedded, look, sha256, verdict
+from .common import prompt_server
 from .folders import region_path, save_folder
 from .names import SUFFIX, safe_name, shown
 
@@ -59,13 +60,13 @@ def store(name: str, content: bytes, overwrite: bool) -> dict[str, str]:
 
 def register_routes() -> None:
     """Add the routes to ComfyUI's server, once; without a server nothing happens."""
-    try:
-        from aiohttp import web
-        from server import PromptServer
-    except ImportError:
+    server = prompt_server()
+    if server is None:
         return
-    routes = getattr(getattr(PromptServer, "instance", None), "routes", None)
-    if routes is None or any(route.path == CARD for route in routes):  # a second copy of the pack
+    from aiohttp import web
+
+    routes = server.routes
+    if any(route.path == CARD for route in routes):  # a second copy of the pack
         return
 
     def refused(status: int, text: str) -> web.Response:

@@ -18,11 +18,11 @@ from ..backbones.comfy import ComfyBackbone
 from ..region import Region, region_bytes, region_from_bytes, save_region
 from ..region.files import slug
 from ..training import report
-from ..training.attributes import AttributeTrainer
 from ..training.pairs import PromptPairs
 from ..training.plan import plan
 from ..training.progress import Progress, View
 from ..training.recipe import PRESETS, Recipe
+from ..training.run import TrainingRun
 from ..training.trainer import Trainer
 from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, send_event
 from .folders import save_folder
@@ -98,7 +98,7 @@ def keep_interrupted(region: Region | None, concept: str) -> Path | None:
     return path
 
 
-def finished(node: type[io.ComfyNode], trainer: Trainer | AttributeTrainer, model: Any) -> io.NodeOutput:
+def finished(node: type[io.ComfyNode], trainer: TrainingRun, model: Any) -> io.NodeOutput:
     """Run a trainer to its end on a node, and what the node returns: region, losses and report picture.
 
     A run that does not finish leaves what it had learned in models/safe_regions/interrupted.
