@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from host import PACK, Host
+from host import Host
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [
@@ -37,7 +35,7 @@ class ComfyPage:
     """One open page. `console` holds what it wrote there, errors and warnings only."""
 
     def __init__(self, host: Host, page: Any, vue: bool) -> None:
-        self.host, self.page, self.console = host, page, []
+        self.host, self.page, self.vue, self.console = host, page, vue, []
         page.on("console", lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
         page.on("dialog", self._answer)
@@ -61,9 +59,6 @@ class ComfyPage:
         """Open a workflow, as dropping its file does."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
         self.page.wait_for_timeout(500)
-
-    def example(self, name: str) -> None:
-        self.load(json.loads((PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8")))
 
     def workflow(self) -> dict[str, Any]:
         """The open workflow as it would be saved."""
@@ -98,11 +93,14 @@ class ComfyPage:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(path))
 
+    def keep(self, name: str, fit: bool = True) -> None:
+        """A screenshot to look at, where SAFE_REGION_SCREENSHOTS names a folder."""
+        if folder := os.environ.get("SAFE_REGION_SCREENSHOTS"):
+            self.page.wait_for_timeout(700)
+            self.screenshot(Path(folder) / f"{name}-{'nodes2' if self.vue else 'canvas'}.png", fit)
+
     def complaints(self) -> list[str]:
         """Errors and warnings that are ours: those that name us, and all uncaught ones."""
         theirs = [text for text in self.console if not any(word in text for word in FOREIGN)]
         return [text for text in theirs
                 if any(name in text for name in OURS) or text.startswith(("uncaught", "dialog"))]  # fmt: skip
-
-
-Opener = Callable[..., ComfyPage]

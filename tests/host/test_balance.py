@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from examples import example
 from host import PACK, Graph, to_api
 
 ROWS = """\
@@ -158,7 +159,7 @@ def test_training_through_the_model_with_a_report(comfy, preset, steps):
 
 @needs_example
 def test_example_balance(comfy, object_info):
-    workflow = json.loads((PACK / "example_workflows" / "balance.json").read_text(encoding="utf-8"))
+    workflow = example("balance")
     prompt = to_api(workflow, object_info)
     outputs = comfy.run(prompt)
     before, after = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,23 +116,16 @@ class Card:
             [name, base64.b64encode(content).decode(), CARD, on_card],
         )
 
-    def picture(self, name: str, request: pytest.FixtureRequest) -> None:
-        """A screenshot of the node, where they are asked for."""
-        if folder := os.environ.get("SAFE_REGION_SCREENSHOTS"):
-            self.page.wait_for_timeout(700)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=f"{folder}/{name}-{request.node.callspec.id}.png")
-
 
 @pytest.fixture
 def card(comfy_page: Any) -> Card:
     return Card(comfy_page)
 
 
-def test_the_card_shows_the_region_and_follows_the_list(card, request):
+def test_the_card_shows_the_region_and_follows_the_list(card):
     card.open(DEMO)
     card.shows("weapons", "Safe Region demo CLIP", "held-out words 100% → 0%", "touches at most 1.0% of harmless")
-    card.picture("card", request)
+    card.comfy.keep("card", fit=False)
     assert card.carried() == {"name": DEMO, "sha256": card.carried()["sha256"]} and len(card.carried()["sha256"]) == 64
     assert card.labels() == ["Upload…", "Embed in workflow"]
     assert card.page.locator(f"{CARD} img").evaluate("image => image.naturalWidth") == 256
@@ -219,7 +210,7 @@ def test_an_embedded_region_travels_with_the_workflow(card, request):
     card.page.evaluate("app.refreshComboInNodes()")
     card.comfy.load(saved)
     card.shows("travelling", "embedded, ")
-    card.picture("embedded", request)
+    card.comfy.keep("embedded", fit=False)
     assert card.values() == values_of(saved)
     history = card.comfy.run()
     assert history["status"]["status_str"] == "success"
@@ -244,7 +235,7 @@ def test_missing_and_changed_regions_stop_the_run(card, request):
     (card.folder / name).write_bytes(demo(name="afterwards"))
     card.comfy.load(saved)
     card.shows("Changed.", name, sha256[:12], "https://example.org/region", "afterwards")
-    card.picture("changed", request)
+    card.comfy.keep("changed", fit=False)
     assert card.page.locator(f"{CARD} [role=alert]").count() == 1
     assert "Use the file as it is now" in card.refused()
     card.press("Use the file as it is now")
@@ -253,7 +244,7 @@ def test_missing_and_changed_regions_stop_the_run(card, request):
     (card.folder / name).unlink()
     card.comfy.load(saved)
     card.shows("Missing.", name, sha256[:12], "https://example.org/region")
-    card.picture("missing", request)
+    card.comfy.keep("missing", fit=False)
     assert "There is no region" in card.refused()
 
 
@@ -284,7 +275,7 @@ def test_what_is_carried_is_copied_undone_and_goes_into_subgraphs(card):
 
 
 @pytest.mark.parametrize("place", ["file", "workflow"])
-def test_a_malicious_file_and_workflow_do_nothing(card, request, place):
+def test_a_malicious_file_and_workflow_do_nothing(card, place):
     """Markup, wrong types and long texts everywhere; the page stays as it is and says what is wrong."""
     if place == "file":
         fields = ("name", "concept", "description", "base_model", "licence", "author", "created", "source", "preview")
@@ -297,7 +288,7 @@ def test_a_malicious_file_and_workflow_do_nothing(card, request, place):
         card.shows("x" * 79 + "…")
         card.open("odd.safetensors")
         card.shows(HTML[:60])
-        card.picture("malicious", request)
+        card.comfy.keep(f"malicious-{place}", fit=False)
         assert card.runs()
     else:
         about = {"name": HTML, "sha256": "ab" * 32, "source": HTML}

@@ -23,6 +23,8 @@ OVERLAPS = """() => {
     const over = (one, others) => others.filter((other) => !apart(one, other)).map((other) => [one[0], other[0]]);
     return nodes.flatMap((one, i) => over(one, nodes.slice(i + 1)));
 }"""  # fmt: skip
+REPORTING = {"SafeRegionBalance", "SafeRegionPromptPairs", "SaveSafeRegion"}
+REPORTS = "[...document.querySelectorAll('[role=status]')].filter((one) => one.textContent && one.checkVisibility())"
 UNKNOWN = "window.app.graph.nodes.map((node) => node.type).filter((type) => !LiteGraph.registered_node_types[type])"
 
 
@@ -74,6 +76,8 @@ def test_an_example_opens_and_runs(comfy_page, page_info, name):
     comfy_page.load(workflow)
     history = comfy_page.run(timeout=3000)
     assert history["status"]["status_str"] == "success"
+    comfy_page.until(f"{REPORTS}.length >= {sum(node['type'] in REPORTING for node in workflow['nodes'])}")
+    comfy_page.keep(name)
     if pictures.FOLDER:
         take(comfy_page, name, drawn(comfy_page, history, workflow), pictures.FOLDER)
 
@@ -134,7 +138,7 @@ def test_the_blueprint_replaces_the_text_encoder_in_one_step(comfy_page, page_in
 
 
 def test_the_help_panel_shows_pages_with_their_pictures(comfy_page):
-    comfy_page.example("guard_model")
+    comfy_page.load(example("guard_model"))
     page = comfy_page.page
     pictures.show(comfy_page, "SafeRegionGuardModel", 1, 500, 400)
     page.evaluate("""() => {

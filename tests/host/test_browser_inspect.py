@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 STRIP = "document.querySelector('[aria-label=\"What the region does to the prompt\"]')"
 WORDS = f"[...{STRIP}.querySelectorAll('[role=toolbar] button')]"
@@ -48,13 +44,7 @@ def run(page: Any, text: str, drawn: str = "never") -> None:
     page.until(f"{STRIP}?.querySelector('[role=status]')")
 
 
-def picture(page: Any, request: pytest.FixtureRequest, name: str) -> None:
-    """A screenshot, where someone wants to look."""
-    if folder := os.environ.get("SAFE_REGION_SCREENSHOTS"):
-        page.screenshot(Path(folder) / f"{name}_{request.node.callspec.id}.png")
-
-
-def test_an_unsafe_prompt_is_shown_by_its_words(comfy_page, request):
+def test_an_unsafe_prompt_is_shown_by_its_words(comfy_page):
     run(comfy_page, "a kitchen knife on a (red:1.2) table, <b>bold</b>", "auto")
     page = comfy_page.page
     words = page.evaluate(f"{WORDS}.map(b => b.firstChild.textContent)")
@@ -72,25 +62,25 @@ def test_an_unsafe_prompt_is_shown_by_its_words(comfy_page, request):
     assert page.evaluate(f"{STRIP}.querySelectorAll('img[alt]').length") == 2
     page.wait_for_function(f"[...{STRIP}.querySelectorAll('img')].every(i => i.naturalWidth > 0)")
     assert "safe_region_strip" not in str(comfy_page.workflow())
-    picture(comfy_page, request, "unsafe")
+    comfy_page.keep("unsafe")
 
 
-def test_running_again_replaces_the_strip_and_inside_is_said(comfy_page, request):
+def test_running_again_replaces_the_strip_and_inside_is_said(comfy_page):
     run(comfy_page, "a knife")
     comfy_page.page.evaluate("window.app.graph.nodes.find(n => n.type === 'SafeRegionInspect')"
                              ".widgets.find(w => w.name === 'text').value = 'a cup on a table'")  # fmt: skip
     comfy_page.run()
     comfy_page.until(f"{STRIP}.querySelector('[role=status]').textContent.startsWith('Inside: comes out unchanged')")
     assert comfy_page.page.evaluate(f"{STRIP}.querySelectorAll('[role=status]').length") == 1
-    picture(comfy_page, request, "inside")
+    comfy_page.keep("inside")
 
 
-def test_a_long_prompt_keeps_all_its_words(comfy_page, request):
+def test_a_long_prompt_keeps_all_its_words(comfy_page):
     text = "a red cup and a blue tree " * 14 + "and a gun"
     run(comfy_page, text)
     words = comfy_page.page.evaluate(f"{WORDS}.map(b => b.firstChild.textContent)")
     assert [word for word in words if word in text.split()] == text.split()
-    picture(comfy_page, request, "long")
+    comfy_page.keep("long")
 
 
 def test_the_strip_is_there_again_on_coming_back_to_the_tab(comfy_page):
@@ -99,4 +89,4 @@ def test_the_strip_is_there_again_on_coming_back_to_the_tab(comfy_page):
     comfy_page.page.evaluate(f"{command}('Comfy.NewBlankWorkflow')")
     comfy_page.until(f"!{STRIP}")
     comfy_page.page.evaluate(f"{command}('Workspace.PreviousOpenedWorkflow')")
-    comfy_page.until(f"{STRIP}?.querySelector('[role=status]').textContent.startsWith('Outside')", 15)
+    comfy_page.until(f"{STRIP}?.querySelector('[role=status]')?.textContent.startsWith('Outside')", 15)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-from host import PACK, error_text
+from examples import example
+from host import error_text
 
-PICTURES = os.environ.get("SAFE_REGION_SCREENSHOTS")  # a folder for screenshots, to look at
 CHART = "document.querySelector('[aria-label=Training]')"
 TRAIN = 4  # the node's id in the example
 WAIT = 300
@@ -19,7 +17,7 @@ SEEDS = count()
 
 def open_example(comfy_page: Any, steps: int, preset: str = "region") -> None:
     """The example of training, without what comes after it."""
-    workflow = json.loads((PACK / "example_workflows" / "train_and_apply.json").read_text(encoding="utf-8"))
+    workflow = example("train_and_apply")
     workflow["nodes"] = [node for node in workflow["nodes"] if node["id"] in (2, 3, TRAIN)]
     workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= {2, 3, TRAIN}]
     links = {link[0] for link in workflow["links"]}
@@ -40,18 +38,13 @@ def start(comfy_page: Any) -> None:
     comfy_page.page.evaluate("window.app.queuePrompt(0, 1)")
 
 
-def shot(comfy_page: Any, name: str, request: Any) -> None:
-    if PICTURES:
-        comfy_page.screenshot(Path(PICTURES) / f"{name}-{request.node.callspec.id}.png")
-
-
 def finished(comfy_page: Any) -> dict[str, Any]:
     """The last run."""
     comfy_page.page.wait_for_timeout(500)
     return list(comfy_page.host.get("/history").values())[-1]
 
 
-def test_the_chart_grows_and_stays(comfy_page, request):
+def test_the_chart_grows_and_stays(comfy_page):
     open_example(comfy_page, 60)
     page = comfy_page.page
     saved = comfy_page.workflow()
@@ -65,16 +58,16 @@ def test_the_chart_grows_and_stays(comfy_page, request):
     until_chart(comfy_page, "chart.textContent.match('discover, step [1-3][0-9].* left')")
     points = f"{CHART}.querySelector('polyline').getAttribute('points').split(' ').length"
     before = page.evaluate(points)
-    shot(comfy_page, "learning", request)
+    comfy_page.keep("learning")
     until_chart(comfy_page, "chart.querySelector('img').naturalWidth > 0")
     assert page.evaluate(points) > before > 1
     assert page.evaluate(f"{CHART}.querySelector('[role=img]').ariaLabel").startswith("share of unsafe picture left: ")
     assert page.evaluate(f"{CHART}.querySelector('[role=status]').textContent").startswith(("discover", "preview"))
     assert page.evaluate(f"{CHART}.querySelector('img').alt")
-    shot(comfy_page, "pictures", request)
+    comfy_page.keep("pictures")
     until_chart(comfy_page, "chart.textContent.includes('learned in') && chart.querySelector('polyline')")
     assert finished(comfy_page)["status"]["status_str"] == "success"
-    shot(comfy_page, "end", request)
+    comfy_page.keep("end")
     messages = page.evaluate("window.seen")
     assert len(messages) < 4 * (messages[-1][0] - messages[0][0]) / 1000 + 20
     assert max(size for _, size, picture in messages if not picture) < 8_000
@@ -87,7 +80,7 @@ def test_the_chart_grows_and_stays(comfy_page, request):
     assert "safe_region_training" not in json.dumps(comfy_page.workflow())
 
 
-def test_a_page_opened_in_the_midst_of_a_run_shows_it_and_cancels_it(comfy_page, request):
+def test_a_page_opened_in_the_midst_of_a_run_shows_it_and_cancels_it(comfy_page):
     open_example(comfy_page, 5000)
     start(comfy_page)
     until_chart(comfy_page, "chart.textContent.match('discover, step [0-9]')")
@@ -97,12 +90,12 @@ def test_a_page_opened_in_the_midst_of_a_run_shows_it_and_cancels_it(comfy_page,
     open_example(comfy_page, 5000)
     until_chart(comfy_page, "chart.querySelector('rect') && chart.querySelector('polyline').points.length > 2")
     until_chart(comfy_page, "chart.querySelector('img').checkVisibility() && chart.querySelector('img').naturalWidth")
-    shot(comfy_page, "reloaded", request)
+    comfy_page.keep("reloaded")
     comfy_page.page.evaluate("window.app.extensionManager.command.execute('Comfy.Interrupt')")
     until_chart(comfy_page, "chart.textContent.includes('what was learned so far is in')")
     assert error_text(finished(comfy_page)) == "interrupted"
     assert chart_is_still_there(comfy_page)
-    shot(comfy_page, "cancelled", request)
+    comfy_page.keep("cancelled")
 
 
 def chart_is_still_there(comfy_page: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import example
 from host import PACK, PACK_FOLDER, Graph, Rejected, error_text, to_api
 from PIL import Image
 
@@ -85,10 +86,9 @@ def test_nothing_went_wrong_while_loading(comfy):
 # --- the example workflows ---
 
 
-def example(comfy, object_info, name: str, changes: dict[str, dict] | None = None) -> tuple[dict, dict]:
+def run_example(comfy, object_info, name: str, changes: dict[str, dict] | None = None) -> tuple[dict, dict]:
     """Run an example, with other inputs for some classes of nodes."""
-    workflow = json.loads((PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    prompt = to_api(workflow, object_info)
+    prompt = to_api(example(name), object_info)
     for node in prompt.values():
         node["inputs"] |= (changes or {}).get(node["class_type"], {})
     return prompt, comfy.run(prompt)
@@ -101,7 +101,7 @@ def previews(prompt: dict, outputs: dict) -> list[dict]:
 
 @pytest.mark.slow
 def test_example_train_and_apply(comfy, object_info):
-    prompt, outputs = example(
+    prompt, outputs = run_example(
         comfy, object_info, "train_and_apply",
         {"TrainSafeRegion": {"steps": 4}, "SaveSafeRegion": {"name": "from-example"}},
     )  # fmt: skip
@@ -119,7 +119,7 @@ def test_example_train_and_apply(comfy, object_info):
     not (PACK / "demo" / "regions" / "demo-weapons.safetensors").exists(), reason="the example region is not made yet"
 )
 def test_example_apply(comfy, object_info):
-    prompt, outputs = example(comfy, object_info, "apply")
+    prompt, outputs = run_example(comfy, object_info, "apply")
     stitched = {name: [comfy.image(i) for i in outputs[name]["images"]] for name in outputs
                 if prompt[name]["class_type"] == "PreviewImage"}  # fmt: skip
     unsafe, harmless = sorted(stitched.values(), key=lambda images: -sum(map(difference, images)))

@@ -2,7 +2,7 @@
 // The heat strip on "Inspect Safe Region": the prompt's words by how far each lies outside, and how far it was moved.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { element, findNode, grow, panel } from "./panel.js";
+import { element, findNode, grow, onExecuted, panel } from "./panel.js";
 import { t } from "./texts.js";
 
 const NODE = "SafeRegionInspect";
@@ -138,12 +138,15 @@ function stripElement(/** @type {Strip} */ strip) {
     wordRow(strip.items, details), details, legend(), strip.pictures?.length ? pictures(strip.pictures) : null);
 }
 
+const panelOf = (/** @type {any} */ node) => panel(node, "safe_region_strip", {
+  role: "group", label: t("What the region does to the prompt"),
+  height: (made) => (made.querySelector("img") ? 340 : made.querySelector("section") ? 200 : 32),
+});
+
 /** @param {any} node @param {Strip[] | undefined} strips */
 function show(node, strips) {
   if (!node || node.comfyClass !== NODE || !Array.isArray(strips)) return;
-  const height = 200 + (strips[0]?.pictures?.length ? 140 : 0);
-  const made = panel(node, "safe_region_strip", { height, role: "group", label: t("What the region does to the prompt") });
-  made.replaceChildren(...strips.map(stripElement));
+  panelOf(node).replaceChildren(...strips.map(stripElement));
   if (node.size[0] < 420) node.setSize([420, node.size[1]]);
   grow(node);
 }
@@ -157,10 +160,12 @@ function showKnown(tries = 150) {
 
 app.registerExtension({
   name: "safe_region.inspect_strip",
+  // from the start: Nodes 2.0 of 1.32 does not see a widget that comes later to a node with links
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) panelOf(node).textContent = t("After a run, you see here what the region does to the prompt.");
+  },
   setup() {
-    api.addEventListener("executed", ({ detail }) => {
-      if (detail.output?.[KEY]) show(findNode(detail.display_node ?? detail.node), detail.output[KEY]);
-    });
+    onExecuted([NODE], (node, output) => show(node, output[KEY]));
   },
   afterConfigureGraph() {
     if (app.rootGraph.nodes.some((node) => node.comfyClass === NODE)) showKnown();

@@ -1,5 +1,6 @@
 // @ts-check
 // What our extensions share: panels below a node's widgets, elements whose text is never read as HTML, node ids.
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 /**
@@ -23,8 +24,8 @@ export function element(tag, properties = {}, ...children) {
  * The element below a node's widgets that has this name; made when it is first asked for. Its content is the caller's.
  * @param {any} node
  * @param {string} name unique among the node's widgets
- * @param {{ height?: number | (() => number), role?: string, label?: string }} [options]
- *   `height` is the least one, in pixels; `grow` applies one that has changed
+ * @param {{ height?: number | ((made: HTMLElement) => number), role?: string, label?: string }} [options]
+ *   `height` is the least one, in pixels, of the element as it is; `grow` applies one that has changed
  * @returns {HTMLElement}
  */
 export function panel(node, name, { height = 56, role = "status", label } = {}) {
@@ -39,7 +40,7 @@ export function panel(node, name, { height = 56, role = "status", label } = {}) 
     },
   });
   const widget = node.addDOMWidget(name, name, made, {
-    serialize: false, getMinHeight: () => (typeof height === "function" ? height() : height),
+    serialize: false, getMinHeight: () => (typeof height === "function" ? height(made) : height),
   });
   widget.serialize = false;
   grow(node);
@@ -62,4 +63,16 @@ export function findNode(id) {
     graph = node?.subgraph;
   }
   return node;
+}
+
+/**
+ * Call `show` with each node of these kinds that has run, and what it has for the page.
+ * @param {string[]} kinds
+ * @param {(node: any, output: Record<string, any>) => void} show
+ */
+export function onExecuted(kinds, show) {
+  api.addEventListener("executed", ({ detail }) => {
+    const node = findNode(detail.display_node ?? detail.node);
+    if (kinds.includes(node?.comfyClass)) show(node, detail.output ?? {});
+  });
 }

@@ -2,7 +2,7 @@
 // The card of a region on Load Safe Region, and what the workflow carries of the region: hash, source, or all of it.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { element, findNode, panel } from "./panel.js";
+import { element, onExecuted, panel } from "./panel.js";
 import { t } from "./texts.js";
 import { confirmed, isRegionFile, tell, upload } from "./upload.js";
 
@@ -262,9 +262,7 @@ app.registerExtension({
     loaders().forEach((node) => refresh(node));
   },
   setup() {
-    api.addEventListener("executed", ({ detail }) => {
-      if (findNode(detail.display_node ?? detail.node)?.comfyClass === SAVE) app.refreshComboInNodes(); // list the file
-    });
+    onExecuted([SAVE], () => app.refreshComboInNodes()); // list the file
     for (const end of ["execution_success", "execution_error"]) {
       api.addEventListener(end, () => loaders().forEach((node) => refresh(node)));
     }

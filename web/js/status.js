@@ -1,21 +1,27 @@
 // @ts-check
 // Keeps what our nodes report (the saved path, who was given which group) on the node, after the run too.
-// Nodes that train have a chart in place of it: training_chart.js.
-import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { findNode, panel } from "./panel.js";
+import { grow, onExecuted, panel } from "./panel.js";
 
-const NODES = new Set(["SafeRegionBalance", "SafeRegionPromptPairs", "SaveSafeRegion"]);
+const NODES = ["SafeRegionBalance", "SafeRegionPromptPairs", "SaveSafeRegion"];
+
+/** The node's panel; it takes no room before there is a text. */
+const status = (/** @type {any} */ node) =>
+  panel(node, "safe_region_status", { height: (made) => (made.textContent ? 56 : 0) });
 
 app.registerExtension({
   name: "safe_region.status",
+  // from the start: Nodes 2.0 of 1.32 does not see a widget that comes later to a node with links
+  nodeCreated(node) {
+    if (NODES.includes(node.comfyClass)) status(node).hidden = true;
+  },
   setup() {
-    api.addEventListener("executed", ({ detail }) => {
-      const text = detail.output?.text;
-      const node = text && findNode(detail.display_node ?? detail.node);
-      if (!node || !NODES.has(node.comfyClass)) return;
-      panel(node, "safe_region_status").textContent = [text].flat().join("\n");
-      node.setDirtyCanvas?.(true, true);
+    onExecuted(NODES, (node, { text }) => {
+      if (!text) return;
+      const shown = status(node);
+      shown.textContent = [text].flat().join("\n");
+      shown.hidden = false;
+      grow(node);
     });
   },
 });

@@ -2,7 +2,7 @@
 // The chart on nodes that train: the loss, the walls, pictures before and after. It stays when the run is over.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { element, findNode, grow, panel } from "./panel.js";
+import { element, findNode, grow, onExecuted, panel } from "./panel.js";
 import { t } from "./texts.js";
 
 /**
@@ -20,7 +20,7 @@ import { t } from "./texts.js";
  * }} Chart
  */
 
-const NODES = new Set(["TrainBalanceRegion", "TrainSafeRegion"]);
+const NODES = ["TrainBalanceRegion", "TrainSafeRegion"];
 const TELL_EVERY = 10_000; // milliseconds, to screen readers
 const SAFE = "var(--p-green-500, #22a065)";
 const UNSAFE = "var(--error-text, #d1495b)";
@@ -100,10 +100,8 @@ function walls(/** @type {Separation | null} */ found) {
 
 /** @param {any} node */
 function chartOf(node) {
-  /** @type {{ chart?: Chart }} */
-  const made = {};
   const root = panel(node, "safe_region_training", {
-    role: "group", label: t("Training"), height: () => made.chart?.tall ?? 32,
+    role: "group", label: t("Training"), height: (made) => charts.get(made)?.tall ?? 32,
   });
   const known = charts.get(root);
   if (known) return known;
@@ -124,7 +122,6 @@ function chartOf(node) {
     ),
     picture, told: -Infinity, stage: "", tall: 32,
   };
-  made.chart = chart;
   Object.assign(root.style, { display: "flex", flexDirection: "column", gap: "6px", position: "relative" });
   root.append(chart.line, chart.status, chart.plots, chart.figure);
   charts.set(root, chart);
@@ -144,7 +141,7 @@ function fit(/** @type {any} */ node, /** @type {Chart} */ chart) {
 /** @param {Detail} detail */
 function show(detail) {
   const node = findNode(detail.node);
-  if (!node || !NODES.has(node.comfyClass)) return;
+  if (!node || !NODES.includes(node.comfyClass)) return;
   const chart = chartOf(node);
   chart.line.textContent = detail.line;
   const now = performance.now();
@@ -170,15 +167,13 @@ app.registerExtension({
   name: "safe_region.training_chart",
   // from the start: Nodes 2.0 of 1.32 does not see a widget that comes later to a node with links
   nodeCreated(node) {
-    if (NODES.has(node.comfyClass)) chartOf(node).line.textContent = t("While it learns, you see here how it goes.");
+    if (NODES.includes(node.comfyClass)) chartOf(node).line.textContent = t("While it learns, you see here how it goes.");
   },
   setup() {
     ready = true;
     // a run that was taken from the cache has no chart, but its summary
-    api.addEventListener("executed", ({ detail }) => {
-      const text = detail.output?.text;
-      const node = text && findNode(detail.display_node ?? detail.node);
-      if (!node || !NODES.has(node.comfyClass)) return;
+    onExecuted(NODES, (node, { text }) => {
+      if (!text) return;
       const chart = chartOf(node);
       chart.line.textContent = chart.status.textContent = [text].flat().join("\n");
       fit(node, chart);
