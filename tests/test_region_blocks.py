@@ -212,6 +212,18 @@ class LayeredToy(ToyBackbone):
         return super().denoise(x, sigma, [[entry[1][LLAMA][:, 1] / 3, {}] for entry in entries])
 
 
+def test_a_text_that_is_the_same_in_every_prompt_stays():
+    class Toy(ToyBackbone):
+        def encode(self, prompts):
+            return [[tokens, options | {POOLED: torch.ones(1, 8)}] for tokens, options in super().encode(prompts)]
+
+    backbone = Toy(padded=False)
+    region = Trainer(backbone, PAIRS, PRESETS["instant"], "bad things").run()
+    assert list(region.parts[0].moves) == [CROSS_ATTENTION]
+    after = apply_to_conditioning(backbone.encode(["a zzsword by the river"]), region)[0]
+    assert torch.equal(after[1][POOLED], torch.ones(1, 8))
+
+
 def test_every_layer_learns_a_move_of_its_own():
     backbone = LayeredToy(padded=False)
     recipe = replace(PRESETS["region"], steps=6, trajectories=8, sampling_steps=4, rank=4)

@@ -29,7 +29,7 @@ from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region
 from . import processes, report
 from .discovery import collect_moments, discover
-from .gate import SPARE, calibrate_gate, conformal_threshold, fit_gate, prompt_depths, statistics
+from .gate import SPARE, calibrate_gate, conformal_threshold, fit_gate, judged_all, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
@@ -358,7 +358,7 @@ class AttributeTrainer(TrainingRun):
             mean, scale = gate.mean, gate.scale
             if block != gated:
                 both = [cut(learn[name], block) for name in ("rows", "plain")]
-                mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
+                mean, scale = statistics(both, [judged_all(tokens, constant.get(block)) for tokens in both])
 
             def moments(half: dict[str, dict[str, Tensor]], group: int | None, b: str = block, mean: Tensor = mean,
                         scale: Tensor = scale) -> TokenStatistics:  # fmt: skip

@@ -50,14 +50,14 @@ def statistics(tokens: list[Tensor], counts: list[Tensor]) -> tuple[Tensor, Tens
     return mean.float(), scale.clamp(min=1e-3 * scale.mean().clamp(min=1e-6))
 
 
-def _counted(tokens: Tensor, constant: Tensor | None) -> Tensor:
+def judged_all(tokens: Tensor, constant: Tensor | None) -> Tensor:
     """Which tokens [N, T, D] count, [N, T]: in parts, since that takes memory."""
     return torch.cat([judged(chunk.float(), constant) for chunk in tokens.split(256)])
 
 
 def prompt_depths(tokens: Tensor, gate: Gate, constant: Tensor | None, counts: Tensor | None = None) -> Tensor:
     """The largest depth of each prompt [N, T, D]: [N]. `counts` [N, T]: the tokens that count, if that is known."""
-    counts = _counted(tokens, constant) if counts is None else counts
+    counts = judged_all(tokens, constant) if counts is None else counts
     beyond = torch.cat([depth(chunk, gate).amax(-1) for chunk in tokens.split(256)])
     return beyond.masked_fill(~counts, -torch.inf).amax(-1)
 
@@ -106,10 +106,10 @@ def fit_gate(
         visit: called with the step, the loss and the walls as they stand.
     """
     both = [unsafe, harmless]
-    of_unsafe = _counted(unsafe, constant)
-    mean, scale = statistics(both, [of_unsafe, _counted(harmless, constant)])
+    of_unsafe = judged_all(unsafe, constant)
+    mean, scale = statistics(both, [of_unsafe, judged_all(harmless, constant)])
     # constant tokens count here as harmless, in case one goes unrecognised later
-    counted = [of_unsafe, _counted(harmless, None)]
+    counted = [of_unsafe, judged_all(harmless, None)]
     weight = _first_walls(unsafe, safe, constant, mean, scale, generator).requires_grad_(True)
     bias = torch.zeros(WALLS, requires_grad=True)
     now = Gate(weight, bias, mean, scale, torch.tensor(1.0))

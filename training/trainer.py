@@ -19,7 +19,7 @@ from ..region.files import slug
 from ..region.region import Gate, Part, Region, RegionError
 from . import processes, report
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, scaled, settle_strength
-from .gate import SPARE, calibrate_gate, fit_gate, prompt_depths, statistics
+from .gate import SPARE, calibrate_gate, fit_gate, judged_all, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
@@ -206,7 +206,7 @@ class Trainer(TrainingRun):
                 mean, scale = normalised.mean, normalised.scale
             else:
                 both = [states["unsafe"], states["harmless"]]
-                mean, scale = statistics(both, [(tokens != 0).any(-1) for tokens in both])
+                mean, scale = statistics(both, [judged_all(tokens, constant.get(block)) for tokens in both])
             pairs, held_out, still, held_still = (
                 token_statistics(*same_length(states[source], states[target]), mean, scale, constant.get(block))
                 for source, target in (("unsafe", "safe"), ("held_unsafe", "held_safe"),
