@@ -17,7 +17,7 @@ FILLERS = frozenset(
     "their its it that who up out off no".split()
 )  # words that say nothing about a concept
 FEWEST = 32  # of a list that is cut to size
-MAX_CROWDS = 400  # of unsafe prompts in a crowd of harmless ones, and of crowds without
+CROWDS = 400  # of unsafe prompts in a crowd of harmless ones, and of crowds without
 CROWD_WORDS = 24  # beside a prompt: with it, they stay below the 75 tokens of a chunk
 
 
@@ -162,21 +162,25 @@ def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
 
 
 def _at_most(sets: PromptSets, most: int, rng: Random) -> PromptSets:
-    """The sets, the longer ones cut to one length where together they hold more than `most` prompts."""
+    """The sets, all cut by the same share where together they hold more than `most` prompts.
+
+    By the same share, not to the same length: the gate needs far more harmless prompts than pairs.
+    """
     price = {name: 2 if items and isinstance(items[0], tuple) else 1 for name, items in vars(sets).items()}
 
-    def total(length: int) -> int:
-        return sum(price[name] * min(len(items), length) for name, items in vars(sets).items())
+    def lengths(thousandths: int) -> dict[str, int]:
+        return {name: min(len(items), max(len(items) * thousandths // 1000, FEWEST))
+                for name, items in vars(sets).items()}  # fmt: skip
 
-    lengths = range(FEWEST, max(map(len, vars(sets).values())) + 1)
-    if not lengths or total(lengths[-1]) <= most:
+    def total(thousandths: int) -> int:
+        return sum(price[name] * length for name, length in lengths(thousandths).items())
+
+    if total(1000) <= most:
         return sets
-    length = lengths[max(bisect_right(lengths, most, key=total) - 1, 0)]
-    cut = {}
-    for name, items in vars(sets).items():
-        count = min(len(items), length)
-        cut[name] = [*items[:1], *rng.sample(items[1:], count - 1)]  # the first harmless prompt is the empty one
-    return PromptSets(**cut)
+    fitting = lengths(max(bisect_right(range(1001), most, key=total) - 1, 0))
+    # the first harmless prompt is the empty one
+    return PromptSets(**{name: [*items[:1], *rng.sample(items[1:], fitting[name] - 1)]
+                         for name, items in vars(sets).items()})  # fmt: skip
 
 
 def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
@@ -208,14 +212,13 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
     calibration = [*own_held, *safe_held, *everyday_held[:room]]
     learn_varied = vary_pairs(learn, everyday_learn, own_learn + safe_learn, rng)
-    crowds = min(MAX_CROWDS, most // 16)
-    long = [crowded(prompt, calibration, rng) for prompt in rng.choices(calibration, k=crowds)]
+    long = [crowded(prompt, calibration, rng) for prompt in rng.choices(calibration, k=CROWDS)]
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
         list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng, apart), *(b for _, b in learn_varied)])),
         list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng, apart), *long])),
-        crowded_pairs(rng.choices(learn, k=crowds), harmless, rng),
-        [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=crowds)],
+        crowded_pairs(rng.choices(learn, k=CROWDS), harmless, rng),
+        [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=CROWDS)],
     )
     return _at_most(sets, most, rng)

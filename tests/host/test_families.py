@@ -27,7 +27,7 @@ TRAINING = {
 # What makes training short, in the server's copy of the pack. Text is a sixteenth as wide there as the real one, so
 # Flux.2's three layers are cut apart at a smaller width.
 FEWER = {
-    "training/prompts.py": [("MAX_CROWDS = 400", "MAX_CROWDS = 8")],
+    "training/prompts.py": [("CROWDS = 400", "CROWDS = 8")],
     "training/gate.py": [("STEPS = 400", "STEPS = 40"), ("BATCH = 96", "BATCH = 16")],
     "training/recipe.py": [("batch_size: int = 8", "batch_size: int = 2"),
                            ("trajectories: int = 96", "trajectories: int = 4"),
