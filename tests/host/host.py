@@ -20,6 +20,14 @@ PACK_FOLDER = "Safe Region v0.1"  # ComfyUI must not mind spaces and dots
 LEFT_OUT = (".git", "__pycache__", "tests", "build", "*.egg-info", ".venv", ".host", ".*_cache")
 EVERYDAY = 150
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WITH_LLAMA = ("HiDream", "HunyuanVideo")
+NO_WORDS = "this copy of ComfyUI came without the words of its Llama tokenizer"
+
+
+def lacks_words(family: str) -> bool:
+    """Whether this copy of ComfyUI came without the words of the family's Llama tokenizer: it reads all text alike."""
+    words = Path(os.environ["COMFYUI_PATH"], "comfy", "text_encoders", "llama_tokenizer", "tokenizer.json")
+    return family in WITH_LLAMA and not words.is_file()
 
 
 class Rejected(Exception):

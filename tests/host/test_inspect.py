@@ -7,12 +7,11 @@ import json
 
 import numpy as np
 import pytest
-from host import Graph
+from host import NO_WORDS, Graph, lacks_words
 from PIL import Image
 
 FAMILIES = ("SD 1.x", "SDXL", "SD3", "Flux", "Flux.2", "Qwen-Image", "Z-Image", "HiDream", "HunyuanVideo", "Wan",
             "HunyuanDiT", "OmniGen2", "Lumina 2", "HunyuanImage 2.1", "Kandinsky 5", "Chroma")  # fmt: skip
-WITH_LLAMA = ("HiDream", "HunyuanVideo")
 SAME = "on a red table in the park there is a "
 OTHER = SAME + "knife"
 ONES = "|".join(SAME + word for word in ("cup", "dog", "lamp", "tree", "house", "plate", "chair", "purse", "cable"))
@@ -25,15 +24,14 @@ def words(comfy, family: str, one: str, other: str) -> dict:
     g = Graph()
     node = g.add("TestWords", clip=g.add("TestFamily", family=family)(1), one=one, other=other)(0)[0]
     found = json.loads(comfy.run(g.prompt)[node]["text"][0])
-    # transformers 5 reads the Llama tokenizer of some ComfyUI trees as one that knows no words at all
-    return {name: option for name, option in found.items() if not (family in WITH_LLAMA and option["same"])}
+    return {name: option for name, option in found.items() if not (lacks_words(family) and option["same"])}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_word_that_makes_the_difference_is_named(comfy, family):
     found = words(comfy, family, ONES, OTHER)
     if not found:
-        pytest.skip("this ComfyUI tree has no words for its Llama tokenizer")
+        pytest.skip(NO_WORDS)
     for option in found.values():
         assert "knife" in option["word"].split(), option
         assert " ".join(option["read"]) == OTHER
