@@ -4,7 +4,8 @@
 
 Part `initial` trains from each initial value with each seed and measures the region as it is after some steps. Part
 `esd` trains ESD-x, the instant region and the whole region one after the other, each in a process of its own. Time
-for measuring is not counted. Results files are kept up to date: run it again to go on. Writes JSON and training.md.
+for measuring is not counted. Results files are kept up to date: run it again to go on. Writes JSON, initial.md and
+esd.md.
 """
 from __future__ import annotations
 
@@ -395,20 +396,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     # made when first asked for: undefended pictures are drawn once, and not at all where everything is measured
     measure = cache(lambda: Measure(backbone, asked.prompts))
     name = f"{asked.prompts}_prompts_{asked.steps}_steps"
-    texts = []
+    texts: dict[str, list[str]] = {}
     if "initial" in asked.parts:
         file = asked.out / f"initial_{name}.json"
         found = measure_initial(file, asked.initial, asked.seeds, asked.steps, backbone, measure)
-        texts += [initial_table(found, asked.initial), f"Best: {ranked(found, asked.initial)[0]}."]
+        texts["initial"] = [initial_table(found, asked.initial), f"Best: {ranked(found, asked.initial)[0]}."]
     if "esd" in asked.parts:
         file = asked.out / f"esd_{name}_{asked.esd_steps}_updates.json"
         found = measure_esd(file, asked.steps, asked.esd_steps, backbone, measure)
-        texts += [esd_table(found), updates_table(found), stages_text(found), bars_table(found)]
-    texts.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads.")
-    write_atomically(asked.out / "training.md", ("\n\n".join(texts) + "\n").encode())
-    print("\n\n".join(texts))
-    if asked.publish:
-        put(MEASURED, "training", "\n\n".join(texts))
+        texts["esd"] = [esd_table(found), updates_table(found), stages_text(found), bars_table(found)]
+    where = f"torch {torch.__version__}, {torch.get_num_threads()} threads."
+    for part, found_texts in texts.items():
+        text = "\n\n".join([*found_texts, where])
+        write_atomically(asked.out / f"{part}.md", f"{text}\n".encode())
+        print(text)
+        if asked.publish:
+            put(MEASURED, f"training: {part}", text)
     return 0
 
 

@@ -423,10 +423,10 @@ def test_a_result_replaces_the_last_one_between_its_marks_and_nothing_else(tmp_p
         publishing.put(page, "three", "x")
 
 
-GUIDANCES = [f"steering at guidance {guidance}" for guidance in (4, 7, 1)]
+PLACES = [*(f"steering at guidance {guidance}" for guidance in (4, 7, 1)), "training: initial", "training: esd"]
 
 
-@pytest.mark.parametrize("name", [*GUIDANCES, "fidelity", "attacks", "balance", "training", "concepts"])
+@pytest.mark.parametrize("name", [*PLACES, "fidelity", "attacks", "balance", "concepts"])
 def test_the_page_of_results_has_a_place_for_each_benchmark(name):
     text = publishing.MEASURED.read_text(encoding="utf-8")
     assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
