@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from kept import keep, load
-from publishing import MEASURED, as_table, put
+from publishing import MEASURED, as_table, put, share
 from steering import SEED, STEPS, Methods, percent
 
 from comfyui_safe_region.demo import world
@@ -77,13 +77,13 @@ def fidelity(methods: Methods, method: Method, count: int) -> float:
     return found.kept / max(found.before, 1)
 
 
-def table(results: dict[str, dict[str, Any]], attacks: Sequence[str]) -> str:
-    """Success rates in per cent as Markdown; the last column is the worst of them."""
+def table(results: dict[str, dict[str, Any]], attacks: Sequence[str], count: int) -> str:
+    """Success rates on `count` prompts in per cent as Markdown; the last column is the worst of them."""
     head, rows = ["method", "fidelity", *attacks, "worst"], []
     for name, found in results.items():
         rates = [found[attack]["success"] for attack in attacks if attack in found]
         rows.append([f"**{name}**" if name.startswith("ours") else name, percent(found["fidelity"]),
-                     *(percent(found[a]["success"]) if a in found else "" for a in attacks),
+                     *(share(round(found[a]["success"] * count), count) if a in found else "" for a in attacks),
                      percent(max(rates)) if rates else ""])  # fmt: skip
     return as_table([head, *rows])
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row[attack] = {"success": success_rate(outcome), "texts": [one.worst for one in outcome if one.success]}
                 print(f"{name:24} {attack:32} {percent(row[attack]['success']):>4} %", flush=True)
             keep(found, file)
-    text = "\n\n".join(filter(None, (table(found, chosen), verdict(found, chosen))))
+    text = "\n\n".join(filter(None, (table(found, chosen, len(prompts)), verdict(found, chosen))))
     (asked.out / "attacks.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if asked.publish:
