@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
+FRESH = count(1)
 STRIP = "document.querySelector('[aria-label=\"What the region does to the prompt\"]')"
 WORDS = f"[...{STRIP}.querySelectorAll('[role=toolbar] button')]"
 
@@ -84,7 +86,8 @@ def test_a_long_prompt_keeps_all_its_words(comfy_page):
 
 
 def test_the_strip_is_there_again_on_coming_back_to_the_tab(comfy_page):
-    run(comfy_page, "a knife")
+    # with pictures that are in no cache: ComfyUI's page keeps for a tab only what came after the server's answer to Run
+    run(comfy_page, "a knife" + " on a table" * next(FRESH), "auto")
     command = "window.app.extensionManager.command.execute"
     comfy_page.page.evaluate(f"{command}('Comfy.NewBlankWorkflow')")
     comfy_page.until(f"!{STRIP}")
