@@ -238,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind = f"results_{count}{'_half' * asked.half}"
     found = {guidance: measure(methods, chosen, names, guidance, asked.out / f"{kind}_at_{guidance:g}.json", asked.half)
              for guidance in guidances}  # fmt: skip
+    for one in found.values():  # another run may have begun with more sets
+        one["results"] = {name: row for name, row in one["results"].items() if name in chosen}
     if {"harmless", "mixed"} <= chosen.keys():
         tables = [table(one["results"], one["costs"], names, guidance) for guidance, one in found.items()]
         (asked.out / "steering.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
