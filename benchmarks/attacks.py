@@ -83,7 +83,7 @@ def table(results: dict[str, dict[str, Any]], attacks: Sequence[str], count: int
     for name, found in results.items():
         rates = [found[attack]["success"] for attack in attacks if attack in found]
         rows.append([f"**{name}**" if name.startswith("ours") else name, percent(found["fidelity"]),
-                     *(share(round(found[a]["success"] * count), count) if a in found else "" for a in attacks),
+                     *(share(len(found[a]["texts"]), count) if a in found else "" for a in attacks),
                      percent(max(rates)) if rates else ""])  # fmt: skip
     return as_table([head, *rows])
 

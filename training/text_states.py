@@ -77,7 +77,8 @@ def few(states: Tensor, most: int = 128) -> Tensor:
 def blocks_of(*encoded: dict[str, Tensor]) -> list[str]:
     """The blocks that all of these have and that a region is to move: not those that are the same in every prompt."""
     shared = [name for name in block_names(encoded[0]) if all(key_of(name) in found for found in encoded)]
-    return [name for name in shared if any((states != states[:1]).any() for states in (cut(e, name) for e in encoded))]
+    return [name for name in shared
+            if not all(torch.equal(states, states[:1].expand_as(states)) for states in (cut(e, name) for e in encoded))]
 
 
 def cut(encoded: dict[str, Tensor], block: str) -> Tensor:

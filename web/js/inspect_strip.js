@@ -152,7 +152,7 @@ function show(node, strips) {
 }
 
 /** Show what the last run said. On coming back from another tab that is known again only a moment after the graph. */
-function showKnown(tries = 150) {
+function showKnown(tries = 25) {
   const known = Object.entries(app.nodeOutputs ?? {}).filter(([, output]) => output?.[KEY]);
   for (const [id, output] of known) show(findNode(id), output[KEY]);
   if (!known.length && tries) setTimeout(showKnown, 200, tries - 1);
@@ -160,7 +160,6 @@ function showKnown(tries = 150) {
 
 app.registerExtension({
   name: "safe_region.inspect_strip",
-  // from the start: Nodes 2.0 of 1.32 does not see a widget that comes later to a node with links
   nodeCreated(node) {
     if (node.comfyClass === NODE) panelOf(node).textContent = t("After a run, you see here what the region does to the prompt.");
   },

@@ -22,6 +22,7 @@ export function element(tag, properties = {}, ...children) {
 
 /**
  * The element below a node's widgets that has this name; made when it is first asked for. Its content is the caller's.
+ * Ask for it in `nodeCreated`: Nodes 2.0 of frontend 1.32 may not see a widget that comes later to a node with links.
  * @param {any} node
  * @param {string} name unique among the node's widgets
  * @param {{ height?: number | ((made: HTMLElement) => number), role?: string, label?: string }} [options]

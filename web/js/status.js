@@ -11,7 +11,6 @@ const status = (/** @type {any} */ node) =>
 
 app.registerExtension({
   name: "safe_region.status",
-  // from the start: Nodes 2.0 of 1.32 does not see a widget that comes later to a node with links
   nodeCreated(node) {
     if (NODES.includes(node.comfyClass)) status(node).hidden = true;
   },

@@ -165,7 +165,6 @@ api.addEventListener("safe_region.training", ({ detail }) => ready && show(detai
 
 app.registerExtension({
   name: "safe_region.training_chart",
-  // from the start: Nodes 2.0 of 1.32 does not see a widget that comes later to a node with links
   nodeCreated(node) {
     if (NODES.includes(node.comfyClass)) chartOf(node).line.textContent = t("While it learns, you see here how it goes.");
   },
