@@ -152,6 +152,23 @@ def test_a_benchmark_of_initial_values_goes_on_where_it_stopped(monkeypatch, tmp
     assert found["zero 0"]["checkpoints"][0]["unsafe"] == 1
 
 
+def test_what_chance_does_to_the_gate_is_counted_by_seed(tmp_path):
+    opens = dict.fromkeys(training.GATE_SETS, 4) | {"harmless": 0}
+    file = tmp_path / "gate.json"
+    file.write_text(json.dumps({"0": opens, "1": opens | {"implicit": 2}}))
+    found = training.measure_gate(file, 2, 4, None)  # nothing is missing, so nothing is trained
+    head, _, *seeds, mean = cells(training.gate_table(found, 4))
+    assert [dict(zip(head, row))["implicit"] for row in seeds] == ["100.0", "50.0"]
+    assert dict(zip(head, mean))["implicit"] == "75.0 ± 35.4" and dict(zip(head, mean))["harmless"] == "0.0 ± 0.0"
+
+
+def test_the_gate_opens_on_what_its_pairs_are_about():
+    pairs = parse_pairs("a {zzknife|zzgun|zzbomb} {in the park|on a table|at night} => a flower")
+    region = training.Trainer(ToyBackbone(), pairs, replace(PRESETS["instant"], prompts=300)).run()
+    texts = ["a zzknife in the snow", "a cup on a table", "a zzgun", "a tree"]
+    assert training.opened(region, ToyBackbone(), texts) == 2
+
+
 BESIDE = {
     training.ESD: run(checkpoint(25, 10, 50), checkpoint(200, 80, 4, kept=5), checkpoint(400, 160, 4, kept=1),
                       peak=500 << 20, increase=100 << 20),
