@@ -1,5 +1,4 @@
-"""How a region is best learned: its initial values over five seeds, what chance does to its gate, and its time and
-memory beside ESD-x.
+"""How a region is best learned: from which initial values, what chance does to its gate, time and memory beside ESD-x.
 
     python benchmarks/training.py [--parts initial gate esd] [--prompts 20] [--seeds 5] [--quick] [--out build/training]
 
