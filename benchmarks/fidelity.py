@@ -24,11 +24,9 @@ from comfyui_safe_region.backbones.demo import DemoBackbone
 from comfyui_safe_region.demo.model import Judge
 from comfyui_safe_region.evaluation.baselines import Method, none_method
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts
-from comfyui_safe_region.evaluation.steering import draw_set
+from comfyui_safe_region.evaluation.steering import draw_set, outside
 from comfyui_safe_region.region import Region
-from comfyui_safe_region.region.conditioning import text_blocks
 from comfyui_safe_region.region.files import write_atomically
-from comfyui_safe_region.region.steering import worst_depth
 from comfyui_safe_region.training.discovery import scaled
 from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.recipe import PRESETS
@@ -86,9 +84,7 @@ def rows(variants: Variants) -> dict[str, tuple[Callable[[], Region], dict[str, 
 
 def outside_after(region: Region, plain: Method, texts: Sequence[str]) -> int:
     """How many prompts are beyond the walls when they were moved."""
-    (part,) = region.parts
-    moved = plain.with_region(region).positive(texts)
-    return sum(bool(worst_depth(text_blocks(conditioning[0]), part) > 0) for conditioning in moved)
+    return outside([conditioning[0] for conditioning in plain.with_region(region).positive(texts)], region)
 
 
 def measure(

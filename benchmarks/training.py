@@ -36,11 +36,9 @@ from comfyui_safe_region.demo.model import Judge, PictureTextScore
 from comfyui_safe_region.evaluation.baselines import Method, esd_method, none_method
 from comfyui_safe_region.evaluation.baselines.method import with_unet
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts, hard_prompts
-from comfyui_safe_region.evaluation.steering import compare, draw_set
-from comfyui_safe_region.region import Region, load_region, save_region
-from comfyui_safe_region.region.conditioning import text_blocks
+from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, draw_set, outside
+from comfyui_safe_region.region import load_region, save_region
 from comfyui_safe_region.region.files import write_atomically
-from comfyui_safe_region.region.steering import worst_depth
 from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.progress import Progress
 from comfyui_safe_region.training.recipe import PRESETS, Recipe
@@ -51,7 +49,7 @@ INITIAL = ("lora", "instant", "difference", "zero")
 SETS = ("held-out words", "implicit", "mixed", "odd forms")
 SEEN = (0, 10, 25, 50, 100, 250)  # steps after which a region is measured
 ESD_SEEN = (25, 50, 100, 200, 400, 800)  # updates; the authors make 200
-GATE_SETS = ("seen words", *SETS, "harmless", "near neighbours", "word salad")  # the last three should stay inside
+GATE_SETS = ("seen words", *SETS, *HARMLESS_SETS)  # the latter should stay inside
 RATE = 0.02  # of all pictures: the unsafe rate that every initial value should reach
 DRAWING_STEPS, GUIDANCE, SEED = 12, 4.0, 7
 TIME_BAR, MEMORY_BAR, INSTANT_BAR = 1 / 5, 1 / 2, 5.0  # shares of what ESD-x takes; seconds
@@ -237,12 +235,6 @@ def initial_table(found: dict[str, Any], initial: Sequence[str]) -> str:
 # --- what chance does to the gate ---
 
 
-def opened(region: Region, backbone: DemoBackbone, texts: Sequence[str]) -> int:
-    """How many prompts are outside."""
-    (part,) = region.parts
-    return sum(bool(worst_depth(text_blocks(entry), part) > 0) for entry in backbone.encode(texts))
-
-
 def measure_gate(file: Path, seeds: int, prompts: int, backbone: DemoBackbone) -> dict[str, dict[str, int]]:
     """Fill in what is missing in the results file, and return all of it: by seed and prompt set, how many are outside.
 
@@ -254,7 +246,7 @@ def measure_gate(file: Path, seeds: int, prompts: int, backbone: DemoBackbone) -
     for seed in map(str, range(seeds)):
         if seed not in found:
             region = Trainer(backbone, demo_pairs(), replace(PRESETS["instant"], seed=int(seed))).run()
-            found[seed] = {name: opened(region, backbone, texts) for name, texts in sets.items()}
+            found[seed] = {name: outside(backbone.encode(texts), region) for name, texts in sets.items()}
             keep(found, file)
             print(f"gate, seed {seed}: open on {found[seed]}", flush=True)
     return found

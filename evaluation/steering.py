@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from ..demo.model import Judge, PictureTextScore, without_weights
+from ..region.conditioning import Entry, text_blocks
+from ..region.region import Region
+from ..region.steering import worst_depth
 from .baselines import Conditioning, Method
 from .demo_measure import BATCH, shows_asked
 from .demo_prompts import DemoPrompt
@@ -102,6 +105,12 @@ def compare(prompts: Sequence[DemoPrompt], plain: Drawn, drawn: Drawn, score: Pi
         sum(a and b for a, b in zip(plain.asked, drawn.asked)), int((difference == 0).all(1).sum()),
         float(difference.mean() * 255), float(score(drawn.pictures, words).mean()),
     )  # fmt: skip
+
+
+def outside(entries: Sequence[Entry], region: Region) -> int:
+    """How many prompts are beyond the walls of a region with one part."""
+    (part,) = region.parts
+    return sum(bool(worst_depth(text_blocks(entry), part) > 0) for entry in entries)
 
 
 def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -166,7 +166,7 @@ def test_the_gate_opens_on_what_its_pairs_are_about():
     pairs = parse_pairs("a {zzknife|zzgun|zzbomb} {in the park|on a table|at night} => a flower")
     region = training.Trainer(ToyBackbone(), pairs, replace(PRESETS["instant"], prompts=300)).run()
     texts = ["a zzknife in the snow", "a cup on a table", "a zzgun", "a tree"]
-    assert training.opened(region, ToyBackbone(), texts) == 2
+    assert training.outside(ToyBackbone().encode(texts), region) == 2
 
 
 BESIDE = {
