@@ -165,7 +165,7 @@ class TrainBalanceRegion(io.ComfyNode):
         return True if file in (None, NO_FILE) or text_path(file) else no_file(file, TEXT)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = NO_FILE) -> str:
+    def fingerprint_inputs(cls, file: str | None = NO_FILE, **others: Any) -> str:
         return file_state(text_path(file or NO_FILE))
 
     @classmethod

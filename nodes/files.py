@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
@@ -49,7 +50,7 @@ class SafeRegionLoader(io.ComfyNode):
         return found.runs or found.message
 
     @classmethod
-    def fingerprint_inputs(cls, region_name: str | None = None, carried: str = "") -> str:
+    def fingerprint_inputs(cls, region_name: str | None = None, **others: Any) -> str:
         return file_state(region_path(region_name or ""))
 
     @classmethod

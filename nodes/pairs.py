@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui
@@ -84,7 +85,7 @@ class SafeRegionPromptPairs(io.ComfyNode):
         return True if file in (None, NO_FILE) or pair_path(file) else no_file(file)
 
     @classmethod
-    def fingerprint_inputs(cls, text: str | None = None, file: str | None = NO_FILE) -> str:
+    def fingerprint_inputs(cls, file: str | None = NO_FILE, **others: Any) -> str:
         return file_state(pair_path(file or NO_FILE))
 
     @classmethod
