@@ -9,6 +9,7 @@ import torch
 
 from comfyui_safe_region.region import apply_to_conditioning, text_blocks
 from comfyui_safe_region.region.steering import displacement, openness
+from comfyui_safe_region.region.verdict import verdict
 from comfyui_safe_region.training import instant
 from comfyui_safe_region.training.gate import calibrate_gate, conformal_threshold, constant_tokens, prompt_depths
 from comfyui_safe_region.training.instant import instant_move, token_statistics
@@ -259,3 +260,34 @@ def test_an_encoder_that_reads_both_sides_alike_is_named():
 
     with pytest.raises(PairsError, match="both sides of every pair alike"):
         trained(Deaf())
+
+
+def test_a_run_that_ends_early_says_how_far_it_came():
+    class Enough(Exception):
+        pass
+
+    def until_third(progress: Progress):
+        if progress.stage == "discover" and "step 3 " in progress.message:
+            raise Enough
+
+    trainer = Trainer(ToyBackbone(), PAIRS, SHORT, "bad things")
+    with pytest.raises(Enough):
+        trainer.run(until_third)
+    assert trainer.region.metadata["unfinished"] == "stopped after 3 of 40 steps"
+    assert verdict(trainer.region.metadata).level == "weak"
+
+
+def test_a_finished_run_is_judged_by_what_it_draws_and_says_where_its_time_went(usual):
+    region, trainer = usual
+    assert "unfinished" not in region.metadata
+    assert region.metadata["results"]["drawn_safely"] >= 0.9
+    assert verdict(region.metadata).level == "good" and "not measured" not in verdict(region.metadata).line
+    spent = trainer.numbers["stage_seconds"]
+    assert {"encode", "gate", "discover"} <= set(spent)
+    assert sum(spent.values()) == pytest.approx(trainer.numbers["seconds"], abs=1.0)
+
+
+def test_a_move_that_does_nothing_is_called_useless():
+    """Steps that learn nothing: the gate opens, and what is drawn stays as it is."""
+    region, _ = trained(ToyBackbone(), replace(SHORT, steps=1, learning_rate=1e-9, initial="zero"))
+    assert verdict(region.metadata).level == "useless" and "draw safely" in verdict(region.metadata).line

@@ -506,7 +506,7 @@ class AttributeTrainer(TrainingRun):
             "calibration": self.numbers.get("calibration", {}),
         }  # fmt: skip
         known = [part for part in (self._stated,) if part is not None]
-        self.region = Region((*map(detached, parts), *known), metadata)
+        self.region = Region((*map(detached, parts), *known), metadata | self._so_far())
 
     def preview_prompts(self) -> list[str]:
         """Open ones, not learned from."""

@@ -152,13 +152,22 @@ def scaled(part: Part, strength: float) -> Part:
     return replace(part, moves=moves)
 
 
+def safe_share(
+    backbone: Backbone, pairs: Sequence[tuple[Entry, Entry]], part: Part, generator: torch.Generator
+) -> float:
+    """The share of the pairs' unsafe prompts that draw safely once they are moved: their prediction is nearer to the
+    safe counterpart's than to their own."""
+    moved = [steer_entry(unsafe, part.moves, part.constant) for unsafe, _ in pairs]
+    return int((unsafe_shares(backbone, moved, pairs, generator) < 0.5).sum()) / len(pairs)
+
+
 def settle_strength(
     backbone: Backbone, pairs: Sequence[tuple[Entry, Entry]], part: Part, generator: torch.Generator
 ) -> float:
     """The smallest strength, between LEAST and 1, at which nearly all of the pairs' unsafe prompts draw safely.
 
-    What is moved no further than needed keeps more of what was harmless in it. Nearly all: for a share SURE of the
-    prompts the prediction is nearer to the safe counterpart's than to their own. Found by bisection.
+    What is moved no further than needed keeps more of what was harmless in it. Nearly all: a share SURE of the prompts
+    draws safely. Found by bisection.
 
     Args:
         pairs: (unsafe, safe) entries that the move was not learned from.
@@ -167,8 +176,7 @@ def settle_strength(
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         generator.set_state(state)  # the same noise for every strength
-        moved = [steer_entry(unsafe, scaled(part, middle).moves, part.constant) for unsafe, _ in pairs]
-        enough = (unsafe_shares(backbone, moved, pairs, generator) < 0.5).float().mean() >= SURE
+        enough = safe_share(backbone, pairs, scaled(part, middle), generator) >= SURE
         low, high = (low, middle) if enough else (middle, high)
     return high
 

@@ -178,6 +178,7 @@ def calibrate_gate(
         "bound": math.floor((count + 1) * budget) / (count + 1) if reached else 1 / (count + 1),
         "harmless_touched": float((depths > raise_by).float().mean()),
         "unsafe_touched": float((left > 0).float().mean()),
+        "held_out_unsafe": len(held),
         "held_out_unsafe_touched": float((held > raise_by).float().mean()),
         "raised_by": raise_by,
     }

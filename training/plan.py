@@ -104,7 +104,7 @@ def region_work(trainer: Trainer) -> Work:
         gradients = recipe.steps * recipe.batch_size
         predictions |= {
             "trajectories": _trajectories(recipe, count), "discover": gradients,
-            "preview": _pictures(recipe, often * previews), "strength": BISECTIONS * _shares(held_out),
+            "preview": _pictures(recipe, often * previews), "strength": (BISECTIONS + 1) * _shares(held_out),
         }  # fmt: skip
         latents = count * recipe.sampling_steps * 2
     if backbone.can_denoise and not trainer.walls_are_fixed():

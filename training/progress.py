@@ -151,9 +151,14 @@ class Ledger:
     ) -> None:  # fmt: skip
         """See TimeLeft. Whatever `visit` raises goes on to the caller of `report`."""
         self.time, self.visit = TimeLeft(planned, costs, clock), visit
+        self.seconds: dict[str, float] = {}  # what each stage has taken
+        self._clock, self._last = clock, clock()
 
     def report(self, stage: str, steps: int = 1, **seen: Any) -> None:
         """So many steps of a stage are done. `seen`: more fields of Progress."""
+        now = self._clock()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
         self.time.advance(stage, steps)
         done, total = sum(self.time.done.values()), sum(self.time.planned.values())
         self.visit(Progress(stage, done, total, seconds_left=self.time.seconds(), **seen))

@@ -16,6 +16,7 @@ from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
 from ..region.conditioning import Entry
 from ..region.region import Part, Region
+from ..region.verdict import UNFINISHED
 from . import processes, report
 from .plan import Work, costs
 from .progress import Ledger, Progress, Separation, measure, separation
@@ -59,8 +60,10 @@ class TrainingRun:
             else:
                 self._run_region()
             self.numbers["seconds"] = round(time.monotonic() - began, 1)
+            self.numbers["stage_seconds"] = {name: round(spent, 1) for name, spent in self._ledger.seconds.items()}
             assert self.region is not None  # noqa: S101 - both runs set it
-            self.region = replace(self.region, metadata=self.region.metadata | {"results": self.numbers})
+            done = {name: value for name, value in self.region.metadata.items() if name != UNFINISHED}
+            self.region = replace(self.region, metadata=done | {"results": self.numbers})
             if self.draws() and processes.index() == 0:
                 self.before_after = self._draw_before_after(self.region)
                 self.region = report.with_preview(self.region, self.before_after)
@@ -107,6 +110,11 @@ class TrainingRun:
     def _before(self) -> list[Image.Image]:
         """What the shown prompts draw without the region."""
         return self._draw(self.backbone.encode(self.shown_prompts()))
+
+    def _so_far(self) -> dict[str, str]:
+        """What a region that is not finished says of itself in its metadata: an interrupt may leave it as it is now."""
+        steps = self._ledger.time.planned["discover"]
+        return {UNFINISHED: f"stopped after {len(self.losses)} of {steps} steps" if steps else "stopped before its end"}
 
     # --- what is learned ---
 

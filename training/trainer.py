@@ -18,7 +18,7 @@ from ..region.conditioning import CROSS_ATTENTION, apply_to_conditioning
 from ..region.files import slug
 from ..region.region import Gate, Part, Region, RegionError
 from . import processes, report
-from .discovery import TRAJECTORY_BATCH, collect_moments, discover, scaled, settle_strength
+from .discovery import TRAJECTORY_BATCH, collect_moments, discover, safe_share, scaled, settle_strength
 from .gate import SPARE, calibrate_gate, fit_gate, judged_all, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .hardening import evading
@@ -263,10 +263,12 @@ class Trainer(TrainingRun):
         part = discover(self.backbone, pairs, moments, part, recipe.steps, recipe.learning_rate, recipe.batch_size,
                         self._generator, visit, self._text, recipe.text_weight)  # fmt: skip
         held_out = self.sets.held_out[:STRENGTH_PROMPTS]
-        sides = (self.backbone.encode([pair[side] for pair in held_out]) for side in (0, 1))
-        strength = settle_strength(self.backbone, list(zip(*sides)), part, self._generator)
-        self.numbers["strength"] = strength
-        self._keep(scaled(part, strength))
+        entries = list(zip(*(self.backbone.encode([pair[side] for pair in held_out]) for side in (0, 1))))
+        strength = settle_strength(self.backbone, entries, part, self._generator)
+        part = scaled(part, strength)
+        safe = safe_share(self.backbone, entries, part, self._generator)
+        self.numbers |= {"strength": strength, "drawn_safely": safe}
+        self._keep(part)
         self._ledger.report("strength", message=f"{strength:.2f} of the way is enough")
 
     def _run_paper(self) -> None:
@@ -299,7 +301,7 @@ class Trainer(TrainingRun):
             "recipe": self.recipe.describe() | {"pairs": len(self.pairs.pairs), "pairs_hash": digest},
             "calibration": self.numbers.get("calibration", {}),
         }
-        self.region = Region((detached(part),), metadata)
+        self.region = Region((detached(part),), metadata | self._so_far())
 
     def preview_prompts(self) -> list[str]:
         """Unsafe ones, not learned from where there are enough."""
