@@ -5,8 +5,11 @@ wrappers, its memory management. Nothing here knows an architecture.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import comfy.model_management
@@ -18,16 +21,16 @@ from torch import Generator, Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..region.conditioning import Entry, text_tensors
+from ..region.conditioning import CROSS_ATTENTION, Entry, text_blocks, text_tensors, with_blocks
 
 SCHEDULER = "normal"
 DEFAULT_SIZE = 512  # pixels; a latent format may name its own as `training_size`
 # Pixels to a latent's one, by its format, for versions of ComfyUI whose formats do not say; 8 elsewhere.
 DOWNSCALES = {"SC_Prior": 42, "SC_B": 4, "LTXV": 32, "LTXAV": 32, "HunyuanImage21": 32, "Wan22": 16, "Flux2": 16,
               "HunyuanVideo15": 16, "ChromaRadiance": 1}  # fmt: skip
-# Memory of a step with gradients, as a multiple of what ComfyUI estimates for inference: all activations are kept, or
-# those between blocks only.
-ALL_ACTIVATIONS, CHECKPOINTED = 40, 8
+EXAMPLE = "a photo of a woman with a red umbrella on a street in the rain, at night"  # of usual length, to measure with
+
+_SHAPES = re.compile(r"shape|size|dimension", re.IGNORECASE)  # torch's errors about tensors that do not fit together
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -104,14 +107,61 @@ def unharmed(module: nn.Module) -> Iterator[None]:
     if not torch.is_grad_enabled():
         yield
         return
-    every = (*module.parameters(), *module.buffers())
-    weights = {tensor.untyped_storage().data_ptr() for tensor in every if _is_plain(tensor)}
+    is_own = _no_weight_of(module)
 
     def kept(tensor: Tensor) -> Tensor:
-        own = _is_plain(tensor) and tensor.untyped_storage().data_ptr() not in weights
-        return tensor.detach().clone() if own else tensor.detach()
+        return tensor.detach().clone() if is_own(tensor) else tensor.detach()
 
     with saved_tensors_hooks(kept, lambda tensor: tensor):
+        yield
+
+
+def _no_weight_of(module: nn.Module) -> Callable[[Tensor], bool]:
+    """Whether a tensor is an activation, with memory other than the module's weights."""
+    every = (*module.parameters(), *module.buffers())
+    weights = {tensor.untyped_storage().data_ptr() for tensor in every if _is_plain(tensor)}
+    return lambda tensor: _is_plain(tensor) and tensor.untyped_storage().data_ptr() not in weights
+
+
+@dataclass
+class Kept:
+    """Bytes that one prediction keeps for its backward pass."""
+
+    everything: int = 0
+    in_blocks: int = 0  # of them
+    between: int = 0  # the inputs of all blocks
+    largest: int = 0  # in one block
+
+    @property
+    def checkpointed(self) -> int:
+        """What is kept where blocks are computed again, and while the largest of them is."""
+        return self.everything - self.in_blocks + self.between + self.largest
+
+
+@contextmanager
+def counted(module: nn.Module, found: Kept) -> Iterator[None]:
+    """Count what a forward pass keeps for the backward pass, and keep none of it, so that it takes no more memory."""
+    is_own = _no_weight_of(module)
+
+    def count(tensor: Tensor) -> None:
+        found.everything += tensor.nbytes if is_own(tensor) else 0
+
+    def watched(block: nn.Module) -> Any:
+        forward = block.forward
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = found.everything
+            outputs = forward(*args, **kwargs)
+            inside = found.everything - before
+            found.in_blocks += inside
+            found.largest = max(found.largest, inside)
+            leaves = tree_flatten((args, kwargs))[0]
+            found.between += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+            return outputs
+
+        return call
+
+    with _blocks_as(module, watched), saved_tensors_hooks(count, lambda nothing: nothing):
         yield
 
 
@@ -173,11 +223,18 @@ def checkpointed(module: nn.Module) -> Iterator[None]:
 
         return call
 
+    with _blocks_as(module, again):
+        yield
+
+
+@contextmanager
+def _blocks_as(module: nn.Module, changed: Callable[[nn.Module], Any]) -> Iterator[None]:
+    """The blocks of a network called by other functions, which `changed` makes of each."""
     blocks = list(_blocks(module))
     own = {id(block): block.__dict__["forward"] for block in blocks if "forward" in block.__dict__}  # other packs'
     try:
         for block in blocks:
-            block.forward = again(block)
+            block.forward = changed(block)
         yield
     finally:
         for block in blocks:
@@ -303,14 +360,25 @@ class ComfyBackbone:
 
     def denoise(self, x: Tensor, sigma: Tensor, entries: Sequence[Entry]) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        learning = torch.is_grad_enabled()
-        thrifty = learning and self._must_save(len(entries))
-        network = self.model.model.diffusion_model
-        saving = checkpointed(network) if thrifty else nullcontext()
-        most = len(entries) if learning else max(int(self._room() / self._activations(1)), 1)
-        factor = self._factor(len(entries)) if learning else 1
+        network, count = self.model.model.diffusion_model, len(entries)
+        if not torch.is_grad_enabled():
+            return self._denoised(x, sigma, entries, max(int(self._room() / self._activations(1)), 1), 1)
+        factor = -(-self.step_bytes(count) // int(self._activations(count)))
+        with checkpointed(network) if self._must_save(count) else nullcontext():
+            return self._denoised(x, sigma, entries, count, factor, unharmed(network))
+
+    def _denoised(
+        self, x: Tensor, sigma: Tensor, entries: Sequence[Entry], most: int, factor: int,
+        keeping: AbstractContextManager[None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`denoise`, with no more than `most` entries at once.
+
+        Args:
+            factor: how much more memory than without gradients it takes.
+            keeping: what becomes of tensors that autograd saves.
+        """
         with torch.inference_mode(False), self._prepared(x[:most], entries, factor) as (inner, options), \
-                differentiable(inner), saving, unharmed(network):  # fmt: skip
+                differentiable(inner), keeping or nullcontext():  # fmt: skip
             device = self.model.load_device
             x, sigma = _ordinary(x).to(device), _ordinary(sigma).to(device, torch.float32)
             encoded = [self._encoded(inner, entry, x[i : i + 1]) for i, entry in enumerate(entries)]
@@ -366,8 +434,36 @@ class ComfyBackbone:
     # --- memory ---
 
     def _activations(self, count: int) -> float:
-        """ComfyUI's estimate of bytes beside the weights for a prediction without gradients."""
-        return max(float(self.model.memory_required([count, *self._latent_shape()])), 1.0)
+        """ComfyUI's estimate of bytes beside the weights for a prediction without gradients.
+
+        The model's own: a patcher with dynamic VRAM adds what it would like to have.
+        """
+        return max(float(self.model.model.memory_required([count, *self._latent_shape()])), 1.0)
+
+    @cached_property
+    def _kept(self) -> Kept:
+        """What one prediction with gradients keeps, measured on one; that first one tells whether MODEL and CLIP fit.
+
+        Raises ValueError when they are of different models.
+        """
+        found, (entry,) = Kept(), self.encode([EXAMPLE])
+        sigma = self.sigmas(2)[:1]
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                text = {name: tensor.clone().requires_grad_(True) for name, tensor in text_blocks(entry).items()}
+                x = self.start(1, sigma[0], Generator().manual_seed(0))
+                keeping = counted(self.model.model.diffusion_model, found)
+                self._denoised(x, sigma, [with_blocks(entry, text)], 1, 1, keeping)
+        except RuntimeError as error:
+            if isinstance(error, comfy.model_management.OOM_EXCEPTION) or not _SHAPES.search(str(error)):
+                raise
+            widths = ", ".join(f"{tensor.shape[-1]} numbers a token" if name == CROSS_ATTENTION else f"{name} of "
+                               f"{tensor.shape[-1]}" for name, tensor in text_tensors(entry).items())  # fmt: skip
+            raise ValueError(
+                f"This MODEL cannot read what this CLIP writes ({type(self.model.model).__name__} was given {widths}): "
+                "connect MODEL and CLIP of the same checkpoint."
+            ) from error
+        return found
 
     def _room(self) -> float:
         """Bytes beside the weights; ComfyUI keeps those outside of the device when they leave too little."""
@@ -375,19 +471,17 @@ class ComfyBackbone:
         return max(total - self.model.model_size(), total / 3)
 
     def _must_save(self, count: int) -> bool:
-        return ALL_ACTIVATIONS * self._activations(count) > self._room()
-
-    def _factor(self, count: int) -> int:
-        """How much more memory than without gradients so many predictions take."""
-        return CHECKPOINTED if self._must_save(count) else ALL_ACTIVATIONS
+        """Whether all that so many predictions keep is more than there is room for."""
+        return self._activations(count) + count * self._kept.everything > self._room()
 
     def fits(self, count: int) -> int:
         if not self._must_save(count):
             return count
-        return max(min(count, int(self._room() / (CHECKPOINTED * self._activations(1)))), 1)
+        return max(min(count, int(self._room() / (self._activations(1) + self._kept.checkpointed))), 1)
 
     def step_bytes(self, count: int) -> int:
-        return int(self._factor(count) * self._activations(count))
+        each = self._kept.checkpointed if self._must_save(count) else self._kept.everything
+        return int(self._activations(count) + count * each)
 
     # --- pictures ---
 

@@ -147,11 +147,13 @@ def costs(trainer: TrainingRun) -> dict[str, float]:
 
 
 def plan(trainer: TrainingRun) -> Plan:
-    """What `trainer.run()` will take. Encodes one prompt, trains nothing."""
+    """What `trainer.run()` will take. Encodes a prompt or two and asks the model once, so that a model and a text
+    encoder that do not belong together are found before anything is learned; trains nothing."""
     backbone, work = trainer.backbone, trainer.work()
+    step_bytes = backbone.step_bytes(backbone.fits(trainer.recipe.batch_size)) if any(work.predictions.values()) else 0
     return Plan(
         1 + work.encodings + work.kept, sum(work.predictions.values()), work.gradients,
         work.kept * trainer.prompt_bytes,
         work.latents * backbone.start(1, backbone.sigmas(1)[0], Generator()).nbytes if work.latents else 0,
-        backbone.step_bytes(backbone.fits(trainer.recipe.batch_size)) if work.gradients else 0,
+        step_bytes if work.gradients else 0,
     )  # fmt: skip

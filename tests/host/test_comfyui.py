@@ -173,11 +173,22 @@ def test_keeping_fewer_activations_gives_the_same_gradients(comfy, weights):
     seen = g.add("TestGradients", model=inputs["model"], clip=inputs["clip"], size=64)
     outputs = comfy.run(g.prompt)
     *numbers, all_kept, few_kept = map(float, outputs[seen()[0]]["text"])
-    difference, size, apart, fits, step_bytes = numbers
+    difference, size, apart, fits, step_bytes, planned, planned_few = numbers
     assert difference < 1e-5 and size > 0
     assert apart < (0.02 if weights == "fp8" else 1e-5)
     assert fits == 1 and step_bytes > 0
+    off = 2 if weights == "fp8" else 1.5  # weights that are cast are kept once for a batch, and counted for each entry
+    assert all_kept / off < planned < off * all_kept and few_kept / off < planned_few < off * few_kept
     assert few_kept < 0.7 * all_kept or weights != "demo"  # the other model's blocks are single layers
+
+
+def test_a_model_and_a_text_encoder_of_different_checkpoints_are_refused_before_anything_is_learned(comfy):
+    g, inputs = graph()
+    other = g.add("TestOtherModel", prediction="epsilon", weights="fp32")
+    train = g.add("TrainSafeRegion", **inputs | TRAINING | {"clip": other(1)})
+    g.add("PreviewImage", images=train(2))
+    with pytest.raises(RuntimeError, match="connect MODEL and CLIP of the same checkpoint"):
+        comfy.run(g.prompt)
 
 
 @pytest.mark.parametrize("preset", ["instant", "paper"])

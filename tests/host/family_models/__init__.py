@@ -132,9 +132,12 @@ class TestGradients(io.ComfyNode):
         x = backbone.start(2, sigma[0], torch.Generator().manual_seed(0))
         roomy = backbone._room
         found, kept = [], []
+        backbone.fits(1)  # measures what a prediction keeps, before the hooks here count it
+        is_own = module._no_weight_of(model.model.diffusion_model)
 
         def count(tensor):
-            kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            if is_own(tensor):
+                kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         hooks = module.saved_tensors_hooks  # only the innermost act, and those are the backbone's own
@@ -156,7 +159,8 @@ class TestGradients(io.ComfyNode):
             alone = backbone.denoise(x, sigma, entries)  # room is 0: one after the other
         difference = float((found[0] - found[1]).abs().max() / found[0].abs().max())
         apart = float((alone - denoised.detach()).abs().max() / alone.abs().max())
-        numbers = [difference, float(found[0].abs().max()), apart, backbone.fits(8), backbone.step_bytes(1)]
+        numbers = [difference, float(found[0].abs().max()), apart, backbone.fits(8), backbone.step_bytes(1),
+                   2 * backbone._kept.everything, 2 * backbone._kept.checkpointed]  # fmt: skip
         return io.NodeOutput(ui={"text": [*map(str, numbers), *(str(sum(k.values())) for k in kept)]})
 
 
