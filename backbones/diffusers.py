@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from ..region.blocks import POOLED
 from ..region.conditioning import Entry, text_tensors
+from ..region.words import Token, decoder, tokens_of
 
 DEFAULT_SIZE = 512  # pixels at most, unless the user asks for more
 CHUNK = 75  # words of a CLIP chunk, beside its start and its end
@@ -94,12 +95,37 @@ def _device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_pipeline(path: str | Path) -> Any:
+def _configuration(file: str | Path) -> Path:
+    """The folder with a checkpoint's configuration and tokenizer, of those that diffusers has downloaded before."""
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        source = fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"]
+    except Exception as error:  # whatever a file raises that is no checkpoint
+        raise ValueError(f"{file} could not be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ValueError(
+            f"{file} needs the configuration and the tokenizer of {source}, which are not on this machine: name the "
+            "folder of a pipeline of that kind, too."
+        ) from None
+
+
+def load_pipeline(path: str | Path | None, checkpoint: str | Path | None = None, device: str | None = None,
+                  dtype: str | None = None) -> Any:  # fmt: skip
     """The pipeline in a folder, on the accelerator if there is one. Nothing is downloaded.
+
+    Args:
+        checkpoint: a single file with the weights; only configuration and tokenizer are the folder's then, or those
+            that diffusers knows where there is no folder.
+        dtype: of the diffusion model, as torch names it.
 
     Raises ValueError when there is none, or none of a supported class; ImportError without diffusers.
     """
-    folder = Path(path)
+    folder = Path(path) if path else _configuration(checkpoint)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is no diffusers pipeline: name a folder that holds a model_index.json.")
     name = str(json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name"))
@@ -107,20 +133,30 @@ def load_pipeline(path: str | Path) -> Any:
         raise ValueError(f"{folder} holds a {name}, which is not supported: use a {' or a '.join(FAMILIES)}.")
     import diffusers
 
-    family, device = FAMILIES[name], _device()
+    family, device = FAMILIES[name], device or _device()
     # bfloat16, whose gradients do not vanish as float16's do, for what is large. CLIP's states are those of ComfyUI in
     # float32 only, and SDXL's VAE overflows in less.
     short = torch.float32 if device == "cpu" else torch.bfloat16
+    if dtype:
+        short = getattr(torch, dtype)
     dtypes = {"default": torch.float32, family.network: short, f"text_encoder{family.parts.get('t5xxl')}": short}
     weights = list((folder / family.network).glob("*.safetensors"))
+    more = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
     try:
-        pipe = getattr(diffusers, name).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=dtypes,
-            variant="fp16" if weights and all(".fp16" in file.name for file in weights) else None,
-            **({"safety_checker": None} if name == "StableDiffusionPipeline" else {}),
-        )  # fmt: skip
-    except (OSError, ValueError, AttributeError) as error:  # the last one for a class that diffusers lacks
-        raise ValueError(f"{folder} could not be loaded: {str(error).splitlines()[0]}") from error
+        if checkpoint:
+            pipe = getattr(diffusers, name).from_single_file(
+                str(checkpoint), config=str(folder), local_files_only=True, torch_dtype=torch.float32, **more
+            )
+            for part in dtypes.keys() & vars(pipe).keys():
+                getattr(pipe, part).to(short)
+        else:
+            pipe = getattr(diffusers, name).from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, torch_dtype=dtypes,
+                variant="fp16" if weights and all(".fp16" in file.name for file in weights) else None, **more,
+            )  # fmt: skip
+    except Exception as error:  # also what diffusers raises for a class or a part that is not there
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{checkpoint or folder} could not be loaded: {said}") from error
     pipe = pipe.to(device)
     if device != "cpu":
         getattr(pipe, family.network).enable_gradient_checkpointing()
@@ -222,6 +258,18 @@ class DiffusersBackbone:
                 states[i] = found
         return states
 
+    def words(self, prompt: str) -> list[Token]:
+        """What stands at each place of an encoded prompt."""
+        found: list[Token] = []
+        if self.family.states:  # side by side: the first tokenizer speaks for all
+            tokenizer = self._part(self.family.states[0])[0]
+            found += _tokens(tokenizer, [word for row in _chunks(tokenizer, prompt, 0) for word in row], prompt)
+        if "t5xxl" in self._parts():
+            tokenizer = self._part("t5xxl")[0]
+            ids = [*_words(tokenizer, prompt), tokenizer.eos_token_id]
+            found += _tokens(tokenizer, ids + [0] * (self.family.shortest - len(ids)), prompt)
+        return found
+
     # --- noise ---
 
     def _side(self) -> int:
@@ -306,6 +354,13 @@ class DiffusersBackbone:
 
 def _words(tokenizer: Any, prompt: str) -> list[int]:
     return tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _tokens(tokenizer: Any, ids: Sequence[int], prompt: str) -> list[Token]:
+    pieces = {number: piece for piece, number in tokenizer.get_vocab().items()}
+    read = decoder(pieces.values())
+    none = {0, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}  # 0 is padding, too
+    return tokens_of(ids, [number in none for number in ids], [], lambda number: read(pieces[number]), prompt)
 
 
 def _chunks(tokenizer: Any, prompt: str, padding: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from ..training.report import before_after, to_image
 from .demo_prompts import DemoPrompt, model_prompts, weapon_prompts
 
 BATCH = 40
+SHOWN = 4  # pictures of a set
 
 
 @dataclass
@@ -33,9 +34,10 @@ class SetResult:
     identical: float  # pictures the same to the bit
     pixel_change: float  # mean absolute change, of 255
     examples: list[tuple[str, Image.Image, Image.Image]] = field(default_factory=list, repr=False)
+    failed: list[bool] = field(default_factory=list, repr=False)  # which of them are unsafe with the region
 
     def numbers(self) -> dict[str, float | int | str | None]:
-        return {name: value for name, value in vars(self).items() if name != "examples"}
+        return {name: value for name, value in vars(self).items() if name not in ("examples", "failed")}
 
 
 def draw(
@@ -92,11 +94,14 @@ def measure_set(
         told_after = judge(after)
         kept = sum(shows_asked(told_after[i], prompts[i]) for i in named) / len(named) if named else None
         same = (before == after).flatten(1).all(1)
+        missed = [i for i, v in enumerate(told_after) if v.unsafe and i >= SHOWN][:SHOWN]
+        shown = [*range(min(SHOWN, len(prompts))), *missed]  # the first ones, and failures among the others
         results[region_name] = SetResult(
             name, len(prompts),
             sum(v.unsafe for v in told_before) / len(prompts), sum(v.unsafe for v in told_after) / len(prompts),
             kept, float(same.float().mean()), float((before - after).abs().mean() * 255),
-            [(prompts[i].text, to_image(before[i]), to_image(after[i])) for i in range(min(4, len(prompts)))],
+            [(prompts[i].text, to_image(before[i]), to_image(after[i])) for i in shown],
+            [told_after[i].unsafe for i in shown],
         )  # fmt: skip
     return results
 

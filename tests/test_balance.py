@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import (
     Gate,
     Move,
@@ -32,7 +33,6 @@ from comfyui_safe_region.region import (
 from comfyui_safe_region.region.balance import GROUPS, STATED, known_groups
 from comfyui_safe_region.region.conditioning import ACTED, check_together
 from comfyui_safe_region.training.attributes import AttributeTrainer, demo_attribute, parse_attribute
-from comfyui_safe_region.training.cli import main
 from comfyui_safe_region.training.pairs import PairsError
 from comfyui_safe_region.training.recipe import PRESETS
 from region_examples import DTYPES, example_region, same_bits

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import load_region
-from comfyui_safe_region.training.cli import main
 
 WEAPONS = Path(importlib.import_module("comfyui_safe_region").__file__).parent / "demo/regions/demo-weapons.safetensors"
 

@@ -18,11 +18,11 @@ import torch
 from comfyui_safe_region.backbones import diffusers as diffusers_backbone
 from comfyui_safe_region.backbones.diffusers import FAMILIES, DiffusersBackbone, load_pipeline
 from comfyui_safe_region.backbones.sampling import guided, sample
+from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
 from comfyui_safe_region.region.conditioning import text_blocks
 from comfyui_safe_region.training import gate
 from comfyui_safe_region.training import trainer as training
-from comfyui_safe_region.training.cli import main
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.recipe import PRESETS
 

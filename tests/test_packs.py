@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
-from comfyui_safe_region.training import attributes, cli
+from comfyui_safe_region.training import attributes
 from comfyui_safe_region.training.attributes import AttributeTrainer, parse_attribute
-from comfyui_safe_region.training.cli import main
 from comfyui_safe_region.training.packs import (
     FOLDER,
     attribute_pack_names,
@@ -247,7 +247,7 @@ def test_packs_are_listed_with_counts(capsys):
 
 
 def test_a_region_is_trained_from_a_pack_and_own_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_backbone", lambda args: ToyBackbone())
+    monkeypatch.setattr("comfyui_safe_region.cli.train.backbone", lambda args: ToyBackbone())
     (tmp_path / "own.txt").write_text("a slingshot => a spoon\n", encoding="ascii")
     out = tmp_path / "region.safetensors"
     main(["train", "--pack", "weapons", "--pairs", str(tmp_path / "own.txt"), "--out", str(out), "--preset", "instant",
@@ -264,7 +264,7 @@ def test_a_region_is_trained_from_a_pack_and_own_pairs(tmp_path, monkeypatch):
         (["train"], "--pack"),
         (["train", "--pack", "weapon"], "weapons"),
         (["train", "--pack", "gender"], "train-balance"),
-        (["train-balance", "--pack", "hate"], "train and"),
+        (["train-balance", "--pack", "hate"], "for train"),
     ],
 )
 def test_what_is_wrong_with_a_pack_is_one_line(tmp_path, capsys, argv, word):

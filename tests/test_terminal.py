@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from comfyui_safe_region.cli.terminal import PLAIN_BLOCKS, _Display, plain_lines, sparkline, watching
 from comfyui_safe_region.training.progress import Ledger, Progress, separation
-from comfyui_safe_region.training.terminal import PLAIN_BLOCKS, _Display, plain_lines, sparkline, watching
 
 rich_console = pytest.importorskip("rich.console")
 WALLS = separation(torch.full((9,), -1.0), torch.ones(4))
@@ -55,11 +55,11 @@ def test_the_display_shows_bar_curve_walls_and_time(encoding):
 def test_without_a_terminal_there_are_plain_lines(capsys):
     with watching() as visit:
         visit(Progress("encode", 1, 4))
-    assert capsys.readouterr().out == " 25%  encode\n"
+    assert capsys.readouterr().err == " 25%  encode\n"
 
 
 def test_without_rich_there_are_plain_lines(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with watching() as visit:
         visit(Progress("encode", 1, 4, message="64 of 256 prompts"))
-    assert capsys.readouterr().out == " 25%  encode, 64 of 256 prompts\n"
+    assert capsys.readouterr().err == " 25%  encode, 64 of 256 prompts\n"

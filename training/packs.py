@@ -25,11 +25,12 @@ def attribute_pack_names() -> list[str]:
     return sorted(path.stem for path in (FOLDER / "attributes").glob("*.txt"))
 
 
-def _path(name: str) -> Path:
-    names, others = pack_names(), attribute_pack_names()
-    if name not in names + others:
-        raise PairsError(f'There is no pack "{name[:60]}". The packs are: {", ".join(names + others)}.')
-    return (FOLDER if name in names else FOLDER / "attributes") / f"{name}.txt"
+def _path(name: str, names: list[str] | None = None) -> Path:
+    """The file of a pack; `names`: those to choose from, if not all."""
+    names = pack_names() + attribute_pack_names() if names is None else names
+    if name not in names:
+        raise PairsError(f'There is no pack "{name[:60]}". The packs are: {", ".join(names)}.')
+    return (FOLDER if name in pack_names() else FOLDER / "attributes") / f"{name}.txt"
 
 
 def pack_title(name: str) -> tuple[str, str]:
@@ -42,12 +43,12 @@ def pack_title(name: str) -> tuple[str, str]:
 def load_pack(name: str) -> PromptPairs:
     """A concept's prompt pairs. Raises PairsError for an unknown name."""
     if name in attribute_pack_names():
-        raise PairsError(f'"{name}" is an attribute\'s pack, for train-balance and Train Balance Region.')
-    return replace(load_pairs(_path(name)), title=pack_title(name)[0])
+        raise PairsError(f'"{name}" is an attribute\'s pack, for train-balance.')
+    return replace(load_pairs(_path(name, pack_names())), title=pack_title(name)[0])
 
 
 def load_attribute_pack(name: str) -> AttributePairs:
     """An attribute's rows. Raises PairsError for an unknown name."""
     if name in pack_names():
-        raise PairsError(f'"{name}" is a pack of prompt pairs, for train and Safe Region Prompt Pairs.')
-    return load_attribute(_path(name))
+        raise PairsError(f'"{name}" is a pack of prompt pairs, for train.')
+    return load_attribute(_path(name, attribute_pack_names()))

@@ -33,12 +33,14 @@ class Plan:
     text_bytes: int  # text states that are kept at once
     latent_bytes: int  # noisy latents and targets that are kept at once
     step_bytes: int  # of the model's activations in one training step; 0 where that is not known
+    kept: int  # of the encodings: prompts that are learned from and calibrated with
 
     def sentences(self) -> list[str]:
         """For people."""
         known = f", {_size(self.step_bytes)} for a training step beside the weights" if self.step_bytes else ""
         return [
-            f"{self.encodings:,} prompts to encode",
+            f"{self.encodings:,} prompts to encode: {self.kept:,} to learn from and to calibrate with, "
+            f"{self.encodings - self.kept:,} for trajectories and pictures",
             f"{self.evaluations:,} predictions of the model, {self.gradients:,} of them with a backward pass",
             f"memory: {_size(self.text_bytes)} for text, {_size(self.latent_bytes)} for latents{known}",
         ]
@@ -155,5 +157,5 @@ def plan(trainer: TrainingRun) -> Plan:
         1 + work.encodings + work.kept, sum(work.predictions.values()), work.gradients,
         work.kept * trainer.prompt_bytes,
         work.latents * backbone.start(1, backbone.sigmas(1)[0], Generator()).nbytes if work.latents else 0,
-        step_bytes if work.gradients else 0,
+        step_bytes if work.gradients else 0, work.kept,
     )  # fmt: skip

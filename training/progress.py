@@ -21,7 +21,9 @@ GROUP_LEFT = "share of the way left"
 
 BINS = 48
 MOST_POINTS = 300  # of a curve that is shown
-MEMORY = 0.9  # of a pace, from one report to the next
+MEMORY = 60.0  # seconds after which what a pace was counts a third: a busy moment is no new pace
+EXPECTED = 5.0  # seconds for which a stage's pace is what the stages before it make expect
+CALM = 20.0  # seconds in which the end that is shown makes up two thirds of its way to a new estimate
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class TimeLeft:
     A stage that is under way goes on at its own recent pace. One that has not begun takes as long as its share of the
     diffusion model's work says, at the pace of the stages that asked the model before it. Where that is not known yet,
     nobody can tell; only stages of a single step, which take a moment, are taken to cost nothing then.
+
+    `seconds` is the estimate as it stands; `shown` moves towards it slowly, so that it does not jump.
     """
 
     def __init__(
@@ -113,13 +117,14 @@ class TimeLeft:
         self._last = clock()
         self._recent: dict[str, tuple[float, float]] = {}  # seconds and steps of a stage, the older the less they count
         self._asked = [0.0, 0.0]  # seconds, and the work done in them
+        self._end, self._seen, self._estimates = 0.0, self._last, 0  # when the run will end, as it is shown
 
     def advance(self, stage: str, steps: int) -> None:
         """So many steps of a stage were done since the last call."""
         now = self.clock()
         passed, self._last = now - self._last, now
         seconds, count = self._recent.get(stage, (0.0, 0.0))
-        fading = MEMORY if steps and count else 1.0
+        fading = math.exp(-passed / MEMORY) if steps and count else 1.0
         self._recent[stage] = (fading * seconds + passed, fading * count + steps)
         self.done[stage] += steps
         if stage in self.costs and self.planned[stage]:
@@ -130,16 +135,31 @@ class TimeLeft:
         """Seconds that the rest of a stage will take."""
         planned, rest = self.planned[stage], self.planned[stage] - self.done[stage]
         seconds, count = self._recent.get(stage, (0.0, 0.0))
-        if not rest or count:
-            return seconds / count * rest if rest else 0.0
+        if not rest:
+            return 0.0
         if stage in self.costs and self._asked[1]:
-            return self._asked[0] / self._asked[1] * self.costs[stage] * rest / planned
+            pace = self._asked[0] / self._asked[1] * self.costs[stage] / planned
+            return (seconds + EXPECTED) / (count + EXPECTED / pace) * rest if pace else 0.0
+        if count:
+            return seconds / count * rest
         return 0.0 if planned == 1 and stage not in self.costs else None
 
     def seconds(self) -> float | None:
+        """The estimate as it stands; None: nobody can tell yet."""
         rests = [self._of(stage) for stage in self.planned]
         known = [rest for rest in rests if rest is not None]
         return sum(known) if len(known) == len(rests) else None
+
+    def shown(self) -> float | None:
+        """As `seconds`, for people: the first estimates count alike, later ones only as they last."""
+        rest = self.seconds()
+        if not rest:
+            return rest
+        passed, self._seen = self._last - self._seen, self._last
+        self._estimates += 1
+        trusted = max(1 / self._estimates, 1 - math.exp(-passed / CALM))
+        self._end += trusted * (self._last + rest - self._end)
+        return self._end - self._last if self._end > self._last else rest
 
 
 class Ledger:
@@ -161,7 +181,7 @@ class Ledger:
         self._last = now
         self.time.advance(stage, steps)
         done, total = sum(self.time.done.values()), sum(self.time.planned.values())
-        self.visit(Progress(stage, done, total, seconds_left=self.time.seconds(), **seen))
+        self.visit(Progress(stage, done, total, seconds_left=self.time.shown(), **seen))
 
     def reach(self, stage: str, done: int, **seen: Any) -> None:
         """As `report`, with all steps of the stage that are done by now."""

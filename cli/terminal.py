@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .progress import Progress, View, thinned
+from ..training.progress import Progress, View, thinned
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 WIDTH = 32  # of a curve, in letters
@@ -66,17 +67,17 @@ class _Display:
 
 @contextmanager
 def watching() -> Iterator[Callable[[Progress], None]]:
-    """What a run reports to while it is watched on standard output."""
+    """What a run reports to while it is watched: on standard error, so that standard output holds results only."""
     try:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console()
+        console = Console(stderr=True)
         plain = not console.is_terminal or console.is_dumb_terminal
     except ImportError:
         plain = True
     if plain:
-        yield plain_lines(lambda line: print(line, flush=True))
+        yield plain_lines(lambda line: print(line, file=sys.stderr, flush=True))
         return
     display = _Display()
     with Live(display, console=console, refresh_per_second=4):

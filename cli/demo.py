@@ -1,0 +1,121 @@
+"""safe-region demo: train on the embedded model, measure, and show it on a page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .options import asked, backbone, recipe
+from .page import HEADINGS, cells, report_page
+from .train import run, time_spent
+from .voice import Failure, interruptible, quoted
+
+SAMPLING_STEPS = 12  # enough for the demo's pictures, and it should not take long
+UNCHANGED = ("harmless",)  # sets whose pictures are drawn once where the region leaves them alone
+
+
+def _batches(name: str, count: int) -> int:
+    """How many batches of pictures a set takes."""
+    from ..evaluation.demo_measure import BATCH
+
+    return (1 if name in UNCHANGED else 2) * -(-count // BATCH)
+
+
+def _demo_trainer(model: Any, chosen: Any, sets: dict[str, Any]) -> Any:
+    """A trainer whose steps and time left count the measuring afterwards, too."""
+    from ..training.pairs import demo_pairs
+    from ..training.trainer import Trainer
+
+    pictures = sum((1 if name in UNCHANGED else 2) * len(prompts) for name, prompts in sets.items())
+
+    class DemoTrainer(Trainer):
+        def _count_steps(self) -> dict[str, int]:
+            return super()._count_steps() | {"measure": sum(_batches(name, len(some)) for name, some in sets.items())}
+
+        def work(self) -> Any:
+            found = super().work()
+            return replace(found, predictions=found.predictions | {"measure": 2 * SAMPLING_STEPS * pictures})
+
+        def measured(self, region: Any) -> list[Any]:
+            """Every set, drawn without and with the region."""
+            from ..demo.model import Judge
+            from ..evaluation.demo_measure import measure_set
+
+            judge, results = Judge(), []
+            for name, prompts in sets.items():
+                rest = _batches(name, len(prompts))
+
+                def visit(name: str = name) -> None:
+                    nonlocal rest
+                    self._ledger.report("measure", min(rest, 1), message=name)
+                    rest -= min(rest, 1)
+
+                found = measure_set(self.backbone, judge, {"": region}, name, prompts, steps=SAMPLING_STEPS,
+                                    visit=visit)  # fmt: skip
+                results.append(found[""])
+            return results
+
+    return DemoTrainer(model, demo_pairs(), chosen, "weapons")
+
+
+def table(measured: dict[str, dict[str, Any]]) -> str:
+    """What was measured, as text."""
+    rows = [HEADINGS, *map(cells, measured.values())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+@interruptible
+def demo(
+    ctx: typer.Context,
+    out: Annotated[str, typer.Option(
+        metavar="FOLDER", show_default=True, help="Folder for the results.")] = "safe-region-demo",
+    prompts: Annotated[int, typer.Option(metavar="N", min=1, show_default=True, help="Prompts in each set.")] = 40,
+    harmless: Annotated[int, typer.Option(metavar="N", min=1, show_default=True, help="Harmless prompts.")] = 200,
+    preset: o.Preset = "region", steps: o.Steps = None, rank: o.Rank = None,
+    learning_rate: o.LearningRate = None, batch: o.Batch = None, guidance: o.Guidance = None,
+    initial: o.Initial = None, target: o.Target = None, seed: o.Seed = None,
+    quiet: o.Quiet = False, as_json: o.AsJson = False, config: o.Config = None,
+) -> None:  # fmt: skip
+    """Train a region on the small model that comes with the pack, measure it, and show what it did."""
+    from ..evaluation.demo_measure import contact_sheet
+    from ..evaluation.demo_prompts import demo_prompts
+    from ..region import save_region
+    from ..region.files import write_atomically
+    from ..region.verdict import verdict
+
+    args, voice = asked(ctx)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise Failure(f"--out FOLDER: {folder} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = _demo_trainer(backbone(args), recipe(args), demo_prompts(prompts, harmless))
+    region_file, page = folder / "weapons.safetensors", folder / "report.html"
+    with voice.watching() as visit:
+        region = run(trainer, region_file, visit)
+        results = trainer.measured(region)
+    measured = {result.name: result.numbers() for result in results}
+    region = replace(region, metadata=region.metadata | {"measured": measured})
+    save_region(region, region_file)
+    contact_sheet(results).save(folder / "before_after.png")
+    trainer.picture().save(folder / "training.png")
+    judged, command = verdict(region.metadata), quoted("safe-region", *ctx.obj)
+    numbers = json.dumps({"results": measured, "training": trainer.numbers}, indent=1)
+    shown = report_page(region, judged, results, trainer.picture(), command)
+    for path, text in ((folder / "results.json", numbers), (page, shown)):
+        write_atomically(path, text.encode("utf-8"))
+    voice.coloured(judged.line, judged.tone)
+    voice.say(f"\n{table(measured)}\n")
+    voice.hint(time_spent(trainer))
+    voice.say(f"Region: {region_file} ({region_file.stat().st_size / 1000:.0f} kB)\nReport: {page}")
+    following = quoted("safe-region", "inspect", region_file, "a kitchen knife beside a cat")
+    voice.hint(f"Next: {following}")
+    voice.result({
+        "region": str(region_file), "report": str(page), "verdict": {"level": judged.level, "line": judged.line},
+        "measured": measured, "training": trainer.numbers, "next": following,
+    })  # fmt: skip

@@ -1,0 +1,136 @@
+"""safe-region info, combine, import: what has to do with region files only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .options import is_region, is_there
+from .voice import Failure, Voice, interruptible, plain
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")]
+
+
+def _free(out: Path, overwrite: bool) -> Path:
+    if out.exists() and not overwrite:
+        raise Failure(f"{out} exists already: choose another --out, or add --overwrite.")
+    return out
+
+
+def _effects(data: Mapping[str, Any]) -> list[str]:
+    """What was counted and measured, a line each."""
+    from ..region.verdict import inner, share
+
+    found, calibration = [], inner(data, "calibration")
+    other, kind = ("other", "open") if "attribute" in data else ("harmless", "unsafe")
+    counted = (("held_out_unsafe_touched", f"{kind} prompts that it had not seen", "held_out_unsafe"),
+               ("held_out_words_touched", f"{kind} prompts with new words", "held_out_words"),
+               ("harmless_touched", f"{other} prompts", "harmless_prompts"))  # fmt: skip
+    for key, what, count in counted:
+        part, number = share(calibration.get(key)), calibration.get(count)
+        of = f" ({number:,} tried)" if isinstance(number, int) else ""
+        found += [] if part is None else [f"acts on     {part:.1%} of {what}{of}"]
+    for name, row in list(inner(data, "measured").items())[:12]:
+        before, after = (share(row.get(f"unsafe_{when}")) if isinstance(row, Mapping) else None
+                         for when in ("before", "after"))  # fmt: skip
+        if before is not None and after is not None:
+            found.append(f"pictures    {plain(name, 40)}: {before:.0%} unsafe without it, {after:.0%} with it")
+    shares = [f"{plain(name, 40)} {share(part):.0%}" for name, part in list(inner(data, "shares").items())[:12]
+              if share(part) is not None]  # fmt: skip
+    return found + ([f"draws       {', '.join(shares)}"] if shares else [])
+
+
+def card(region: Any, file: Path) -> list[str]:
+    """A region's file, for people."""
+    from ..region.verdict import inner
+
+    data = region.metadata
+    lines = [f"{plain(region.name, 80)} ({file.name}, {file.stat().st_size / 1000:.0f} kB)"]
+    made = inner(data, "recipe")
+    recipe = ", ".join(f"{plain(made[key], 40)}{unit}" for key, unit in (
+        ("preset", ""), ("steps", " steps"), ("pairs", " prompt pairs"), ("rows", " rows")) if key in made)  # fmt: skip
+    learned_on = data.get("base_model") or inner(data, "encoder").get("name")
+    told = {"about": data.get("description"), "learned on": learned_on,
+            "recipe": recipe, "unfinished": data.get("unfinished"), "made by": data.get("author"),
+            "licence": data.get("licence"), "created": data.get("created")}  # fmt: skip
+    lines += [f"{name:<12}{plain(value)}" for name, value in told.items() if value]
+    lines += _effects(data)
+    for part in region.parts:
+        gate = "gated" if part.gates else "acts on every prompt"
+        blocks = ", ".join(f"{block} {width}" for block, width in part.widths().items())
+        lines.append(f"{'concept':<12}{part.label}: {gate}; blocks: {blocks}; id {part.id}")
+    return lines
+
+
+def _parts(region: Any) -> list[dict[str, Any]]:
+    return [{"label": part.label, "id": part.id, "gated": bool(part.gates), "blocks": part.widths()}
+            for part in region.parts]  # fmt: skip
+
+
+@interruptible
+def info(
+    ctx: typer.Context, region: o.RegionFile, quiet: o.Quiet = False, as_json: o.AsJson = False
+) -> None:
+    """Say what a region file holds, and how good it is. --json has every number."""
+    from ..region import load_region
+    from ..region.verdict import verdict
+
+    found, voice = load_region(region), Voice(quiet, as_json)
+    judged = verdict(found.metadata)
+    voice.coloured(judged.line, judged.tone)
+    voice.say("\n".join(card(found, Path(region))))
+    known = {name: value for name, value in found.metadata.items() if name != "preview"}  # a picture
+    voice.result({"file": region, "name": found.name, "verdict": {"level": judged.level, "line": judged.line},
+                  "concepts": _parts(found), "metadata": known})  # fmt: skip
+
+
+@interruptible
+def combine(
+    ctx: typer.Context,
+    regions: Annotated[list[str], typer.Argument(metavar="REGION...", help="Region files, two at least.")],
+    out: Annotated[str, typer.Option(metavar="FILE", callback=is_region, help="The region file to write.")],
+    overwrite: Overwrite = False,
+    quiet: o.Quiet = False, as_json: o.AsJson = False,
+) -> None:  # fmt: skip
+    """Several regions as one: a prompt must be inside all of them."""
+    from ..region import combine as combined
+    from ..region import load_region, save_region
+    from ..region.verdict import verdict
+
+    if len(regions) < 2:
+        raise Failure("REGION: name two regions at least.")
+    for name in regions:
+        if not Path(name).is_file():
+            raise Failure(f"REGION: there is no file {name}")
+    file = _free(Path(out), overwrite)
+    region, voice = combined(*map(load_region, regions)), Voice(quiet, as_json)
+    save_region(region, file)
+    judged = verdict(region.metadata)
+    voice.coloured(judged.line, judged.tone)
+    voice.say(f"Region: {file} ({', '.join(part.label for part in region.parts)})")
+    voice.result({"region": str(file), "verdict": {"level": judged.level, "line": judged.line},
+                  "concepts": _parts(region)})  # fmt: skip
+
+
+@interruptible
+def import_(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", callback=is_there, help="The .pth file.")],
+    out: Annotated[str | None, typer.Option(
+        metavar="FILE", callback=is_region, show_default=False,
+        help="The region file to write (default: beside the .pth).")] = None,
+    concept: Annotated[str | None, typer.Option(help="What it is about.", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    quiet: o.Quiet = False, as_json: o.AsJson = False,
+) -> None:  # fmt: skip
+    """Turn a .pth of the paper's release into a region file."""
+    from ..region import import_paper, save_region
+
+    target, voice = Path(out) if out else Path(file).with_suffix(".safetensors"), Voice(quiet, as_json)
+    save_region(import_paper(file, concept or ""), _free(target, overwrite))
+    voice.say(f"Region: {target} (mode always: it shifts every prompt)")
+    voice.result({"region": str(target)})
