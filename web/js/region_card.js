@@ -2,13 +2,14 @@
 // The card of a region on Load Safe Region, and what the workflow carries of the region: hash, source, or all of it.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { element, onExecuted, panel } from "./panel.js";
+import { element, onExecuted, panel, showError, toned } from "./panel.js";
 import { t } from "./texts.js";
 import { confirmed, isRegionFile, tell, upload } from "./upload.js";
 
 const NODE = "SafeRegionLoader";
 const SAVE = "SaveSafeRegion";
 const CARRIED = "carried";
+const SEARCHED = 12; // a longer list must be searched: the classic canvas has no search where it shows other words than values
 
 /**
  * What the server says about a loader (nodes/cards.py, Verdict).
@@ -68,7 +69,7 @@ function carriedBy(node) {
   }
 }
 
-/** List an embedded region too, so that the page does not call its file missing. */
+/** List an embedded region too, so that the page does not call its file missing; and say what each file is. */
 function list(node) {
   const combo = widget(node, "region_name");
   const { name, data } = carriedBy(node);
@@ -76,6 +77,27 @@ function list(node) {
   if (data && name === combo.value && Array.isArray(known) && !known.includes(name)) {
     combo.options.values = [...known, name];
   }
+  const few = combo.options.values.length <= SEARCHED || globalThis.LiteGraph.vueNodesMode;
+  combo.options.getOptionLabel = few ? listed : undefined;
+}
+
+/** @type {Record<string, { label: string, kind: string }>} what the server says of each file in the list */
+let described = {};
+
+async function readList() {
+  try {
+    described = (await (await api.fetchApi("/safe_region/list")).json()).regions ?? {};
+  } catch {
+    described = {}; // the names alone then
+  }
+  app.canvas?.setDirty(true, true);
+}
+
+/** How a file stands in the list: with its concept and model. @param {string | null} name */
+function listed(name) {
+  const { label = "", kind = "" } = described[name ?? ""] ?? {};
+  const more = [label, kind === "balance" ? t("balance") : ""].filter(Boolean);
+  return more.length ? [name?.replace(/\.safetensors$/, ""), ...more].join(" · ") : name ?? "";
 }
 
 /** Choose a file that the list may not have yet. */
@@ -92,11 +114,10 @@ async function take(node, file) {
   if (stored) await choose(node, stored);
 }
 
-/** Write the embedded region into a file. */
+/** Write the embedded region into a file; it stays embedded. */
 async function save(node) {
   const bytes = Uint8Array.from(atob(carriedBy(node).data), (letter) => letter.charCodeAt(0));
-  const stored = await upload(new File([bytes], chosen(node)));
-  if (stored) await choose(node, stored);
+  if (await upload(new File([bytes], chosen(node)))) await app.refreshComboInNodes();
 }
 
 /** Carry the hash only; asks first when there is no file. */
@@ -136,12 +157,10 @@ function button(label, act, refusal = "") {
   });
 }
 
-/** A name and a value, side by side; nothing without a value. */
+/** A name and a value; nothing without a value. */
 function row(name, value) {
   if (!value) return null;
-  return element("div", { style: { display: "flex", gap: "6px" } },
-    element("span", { textContent: name, style: { flex: "0 0 76px", color: "var(--descrip-text)" } }),
-    element("span", { textContent: value, style: { flex: "1", minWidth: "0" } }));
+  return element("div", {}, element("span", { textContent: `${name} `, style: { color: "var(--descrip-text)" } }), value);
 }
 
 function alertBox(node, reply) {
@@ -162,28 +181,47 @@ function alertBox(node, reply) {
 function heading(card, embedded) {
   const kilobytes = t("{size} kB", { size: Math.ceil(card.bytes / 1024) });
   const size = embedded ? t("embedded, {size}", { size: kilobytes }) : kilobytes;
+  return element("div", {}, element("strong", { textContent: card.title, style: { fontSize: "14px" } }),
+    element("span", { textContent: ` ${size}`, style: { color: "var(--descrip-text)", whiteSpace: "nowrap" } }));
+}
+
+/** The picture, and beside it what its author says. */
+function description(card) {
   return element("div", { style: { display: "flex", gap: "8px" } },
     card.preview && element("img", {
       src: card.preview, alt: t("Preview of {title}", { title: card.title }), draggable: false,
       style: { flex: "none", maxWidth: "96px", maxHeight: "96px", borderRadius: "4px", alignSelf: "start" },
     }),
-    element("div", { style: { flex: "1", minWidth: "0" } },
-      element("strong", { textContent: card.title, style: { fontSize: "14px" } }),
-      element("span", { textContent: ` ${size}`, style: { color: "var(--descrip-text)", whiteSpace: "nowrap" } }),
-      card.description && element("div", { textContent: card.description })));
+    element("div", { textContent: card.description, style: { flex: "1", minWidth: "0" } }));
 }
 
-function details(card) {
+/** The checkpoint that it was learned on, and what kind of model that is. */
+function model({ checkpoint = "", base_model: kind }) {
+  const name = checkpoint.replace(/\.(safetensors|ckpt|gguf|sft)$/, "");
+  return name && kind ? `${name} (${kind})` : name || kind;
+}
+
+/** Who made it, and when. */
+function origin({ author, created: date }) {
+  if (!author) return row(t("made on"), date);
+  return row(t("made by"), date ? t("{author} on {date}", { author, date }) : author);
+}
+
+/** What one wants to know first stands first. */
+function facts(card, embedded) {
   return [
+    ...verdicts(card),
+    heading(card, embedded),
+    row(t("effect"), card.effect),
+    row(t("harmless"), card.harmless_touched),
+    row(t("model"), model(card)),
+    description(card),
     row(t("concept"), card.concept !== card.title ? card.concept : ""),
     row(t("parts"), card.parts.length > 1 ? card.parts.join(", ") : ""),
     row(t("learned on"), card.encoder),
-    row(t("model"), card.base_model),
     row(t("recipe"), card.recipe),
-    row(t("effect"), card.effect),
-    row(t("harmless"), card.harmless_touched),
     row(t("licence"), card.licence),
-    row(t("made by"), [card.author, card.created].filter(Boolean).join(", ")),
+    origin(card),
     row(t("source"), card.source),
     row(t("hash"), card.sha256.slice(0, 12)),
   ];
@@ -200,18 +238,29 @@ function buttons(node, reply) {
   return element("div", { style: { display: "flex", flexWrap: "wrap", gap: "4px", flex: "none" } }, ...all);
 }
 
+const panelOf = (node) => panel(node, "safe_region_card", {
+  height: 290, role: "group", label: t("Region card"), beside: () => true,
+});
+
+/** What is good or bad about a region, before any number. */
+function verdicts(card) {
+  const found = [card.verdict, { text: card.unfinished, tone: /** @type {const} */ ("warn") }];
+  return found.filter((one) => one?.text).map(toned);
+}
+
 /** @param {any} node @param {Verdict} reply */
 function show(node, reply) {
-  const card = panel(node, "safe_region_card", { height: 250, role: "group", label: t("Region card") });
+  const card = panelOf(node);
   Object.assign(card.style, { display: "flex", flexDirection: "column", gap: "6px", overflow: "hidden" });
-  const facts = element("div", {
+  const about = element("div", {
     tabIndex: 0, role: "region", "aria-label": t("About this region"),
     style: {
-      flex: "1 1 0px", minHeight: "190px", overflow: "auto", display: "flex", flexDirection: "column", gap: "3px",
+      flex: "1 1 0px", minHeight: "222px", overflow: "auto", display: "flex", flexDirection: "column", gap: "3px",
     },
   }, trouble(reply.state) ? alertBox(node, reply) : null,
-  ...(reply.card ? [heading(reply.card, reply.state === "embedded"), ...details(reply.card)].filter(Boolean) : []));
-  card.replaceChildren(facts, buttons(node, reply));
+  ...(reply.card ? facts(reply.card, reply.state === "embedded") : []));
+  if (trouble(reply.state)) showError(node, ""); // the card says it, and how to mend it
+  card.replaceChildren(about, buttons(node, reply));
   card.ondragover = (event) => event.preventDefault();
   card.ondrop = (event) => drop(node, event);
 }
@@ -242,6 +291,8 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
+    panelOf(node);
+    list(node);
     const combo = widget(node, "region_name");
     const changed = combo.callback;
     combo.callback = function (...values) {
@@ -259,9 +310,11 @@ app.registerExtension({
     setTimeout(() => refresh(node)); // after the values of a workflow are in
   },
   refreshComboInNodes() {
+    readList();
     loaders().forEach((node) => refresh(node));
   },
   setup() {
+    readList();
     onExecuted([SAVE], () => app.refreshComboInNodes()); // list the file
     for (const end of ["execution_success", "execution_error"]) {
       api.addEventListener(end, () => loaders().forEach((node) => refresh(node)));

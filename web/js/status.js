@@ -1,26 +1,36 @@
 // @ts-check
-// Keeps what our nodes report (the saved path, who was given which group) on the node, after the run too.
+// Keeps what our nodes report (the saved path, who was given which group, what was moved) on the node, after the run too.
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { grow, onExecuted, panel } from "./panel.js";
+import { findNode, grow, onExecuted, panel, toned } from "./panel.js";
 
-const NODES = ["SafeRegionBalance", "SafeRegionPromptPairs", "SaveSafeRegion"];
+const NODES = [
+  "SafeRegionBalance", "SafeRegionCombine", "SafeRegionConditioning", "SafeRegionDemoModel", "SafeRegionGuardModel",
+  "SafeRegionPromptPairs", "SaveSafeRegion",
+];
 
-/** The node's panel; it takes no room before there is a text. */
-const status = (/** @type {any} */ node) =>
-  panel(node, "safe_region_status", { height: (made) => (made.textContent ? 56 : 0) });
+/** @param {any} node @param {import("./panel.js").Verdict[]} verdicts */
+function show(node, verdicts) {
+  panel(node, "safe_region_status").replaceChildren(...verdicts.map(toned));
+  grow(node);
+}
+
+let ready = false; // the page has its graph
+// not in `setup`: of a message that comes before, while a page loads in the midst of a run, ComfyUI would complain
+api.addEventListener("safe_region.status", ({ detail }) => {
+  const node = ready && findNode(detail.node);
+  if (NODES.includes(node?.comfyClass)) show(node, [detail]);
+});
 
 app.registerExtension({
   name: "safe_region.status",
   nodeCreated(node) {
-    if (NODES.includes(node.comfyClass)) status(node).hidden = true;
+    if (NODES.includes(node.comfyClass)) panel(node, "safe_region_status");
   },
   setup() {
-    onExecuted(NODES, (node, { text }) => {
-      if (!text) return;
-      const shown = status(node);
-      shown.textContent = [text].flat().join("\n");
-      shown.hidden = false;
-      grow(node);
+    ready = true;
+    onExecuted(NODES, (node, { text, safe_region_tone: tones }) => {
+      if (text) show(node, [text].flat().map((line, i) => ({ text: line, tone: tones?.[i] })));
     });
   },
 });
