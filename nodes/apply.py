@@ -6,7 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..region import Region, apply_to_conditioning
-from .common import SafeRegionType, schema, steering_inputs
+from .common import SafeRegionType, schema, status, steering_inputs
+from .steering_status import steering_status
 
 
 class SafeRegionConditioning(io.ComfyNode):
@@ -31,7 +32,9 @@ class SafeRegionConditioning(io.ComfyNode):
         cls, conditioning: list[Any], region: Region, strength: float = 1.0, mode: str = "auto", start: float = 0.0,
         end: float = 1.0,
     ) -> io.NodeOutput:  # fmt: skip
-        return io.NodeOutput(apply_to_conditioning(conditioning, region, strength, mode, start, end))
+        steered = apply_to_conditioning(conditioning, region, strength, mode, start, end)
+        told = steering_status(conditioning, region, strength, mode, start, end)
+        return io.NodeOutput(steered, ui=status(*told))
 
 
 NODES = [SafeRegionConditioning]

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..backbones.comfy import ComfyBackbone
 from ..region import Region, attribute_of, balance_conditioning, parse_shares
 from ..region.balance import known_groups
 from ..training.attributes import CONTRAST, AttributePairs, AttributeTrainer, load_attribute, parse_attribute
-from ..training.packs import attribute_pack_names, load_attribute_pack, pack_title
+from ..training.packs import attribute_pack_names, load_attribute_pack
 from ..training.pairs import PairsError
-from .common import LossMapType, SafeRegionType, schema, show_text
-from .names import file_state, shown
+from .common import LossMapType, SafeRegionType, schema, status
+from .names import file_state
 from .pairs import NO_FILE, no_file, pair_files, pair_path
 from .train import finished, recipe_from
 
@@ -49,7 +49,8 @@ class SafeRegionBalance(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "batch_size", default=8, min=1, max=4096,
-                    tooltip="How many images are drawn at once: the batch size of the latent image.",
+                    tooltip="How many images are drawn at once: the batch size of the latent image. Connect that to "
+                    "the input latent, and it is read from there.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
@@ -74,6 +75,11 @@ class SafeRegionBalance(io.ComfyNode):
                     "end", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
                     tooltip="Share of sampling after which the groups no longer act. 1 is to the last step.",
                 ),
+                io.Latent.Input(
+                    "latent", optional=True,
+                    tooltip="The latent image that goes to the sampler: its batch size then counts, and the number "
+                    "above does not.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -81,21 +87,21 @@ class SafeRegionBalance(io.ComfyNode):
                 ),
                 io.String.Output(display_name="groups", tooltip="Which image was given which group, by its number."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(
         cls, conditioning: list[Any], region: Region, batch_size: int, seed: int, shares: str = "",
-        strength: float = 1.0, start: float = 0.0, end: float = 1.0,
+        strength: float = 1.0, start: float = 0.0, end: float = 1.0, latent: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         attribute = attribute_of(region)
+        if latent is not None:
+            batch_size = len(latent["samples"])
         wanted = parse_shares(shares, list(attribute.groups))
         balanced = balance_conditioning(conditioning, region, batch_size, seed, wanted, strength, start, end)
         drawn = known_groups(balanced, batch_size).get(attribute.name, [])
         text = ", ".join(f"{number} {group}" for number, group in enumerate(drawn, 1)) or "nothing is changed"
-        show_text(cls.hidden.unique_id, shown(text))
-        return io.NodeOutput(balanced, text, ui=ui.PreviewText(shown(text)))
+        return io.NodeOutput(balanced, text, ui=status(text))
 
 
 class TrainBalanceRegion(io.ComfyNode):
@@ -129,7 +135,7 @@ class TrainBalanceRegion(io.ComfyNode):
                     "prompt.",
                 ),
                 io.Int.Input(
-                    "steps", default=0, min=0, max=100_000, optional=True,
+                    "steps", display_name="steps (0: auto)", default=0, min=0, max=100_000, optional=True,
                     tooltip="Training steps for each group; 0 is the preset's own number.",
                 ),
                 io.Float.Input(
@@ -138,7 +144,7 @@ class TrainBalanceRegion(io.ComfyNode):
                     "model draws for the group's prompt; raise it for a model that hardly heeds the word for a group.",
                 ),
                 io.Int.Input(
-                    "size", default=0, min=0, max=2048, step=8, optional=True,
+                    "size", display_name="size (0: auto)", default=0, min=0, max=2048, step=8, optional=True,
                     tooltip="Width and height in pixels of the pictures that training imagines; 0 is automatic "
                     "(512, or the model's own).",
                 ),
@@ -157,7 +163,7 @@ class TrainBalanceRegion(io.ComfyNode):
                 LossMapType.Output(display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
                 io.Image.Output(display_name="report", tooltip="Loss, distances and pictures before and after."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
@@ -173,15 +179,7 @@ class TrainBalanceRegion(io.ComfyNode):
         cls, model: Any, clip: Any, text: str, file: str = NO_FILE, preset: str = "region", steps: int = 0,
         contrast: float = CONTRAST, size: int = 0, seed: int = 0, vae: Any = None, pack: str = NO_FILE,
     ) -> io.NodeOutput:  # fmt: skip
-        node_id = cls.hidden.unique_id
-        try:
-            pairs = rows_from(text, file, pack)
-        except PairsError as error:
-            show_text(node_id, shown(error))
-            raise
-        title = f"{pack_title(pack)[0]}: " if pack != NO_FILE else ""
-        kept = len(pairs.stated) + len(pairs.keep)
-        show_text(node_id, shown(f"{title}{len(pairs.rows)} rows, {kept} prompts to keep"))
+        pairs = rows_from(text, file, pack)
         recipe = recipe_from(preset, seed, steps=steps)
         with torch.inference_mode(False), torch.enable_grad():  # ComfyUI runs nodes in inference mode
             trainer = AttributeTrainer(ComfyBackbone(model, clip, vae, size), pairs, recipe, contrast)

@@ -19,7 +19,10 @@ from typing import Any
 from PIL import Image
 
 from ..region import Region, RegionError
+from ..region.conditioning import balances
 from ..region.files import read_limited, region_from_bytes
+from ..region.verdict import UNFINISHED, inner, share
+from ..region.verdict import verdict as verdict_on
 from .names import shown
 
 EMBED_BYTES = 256 * 1024
@@ -47,32 +50,21 @@ def plain(value: object, limit: int = 200) -> str:
 # --- the card ---
 
 
-def _share(value: object) -> float | None:
-    """A share from a file, 0 to 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 <= value <= 1 else None
-
-
-def _inner(data: dict[str, Any], key: str) -> dict[str, Any]:
-    found = data.get(key)
-    return found if isinstance(found, dict) else {}
-
-
 def _effect(data: dict[str, Any]) -> str:
     """What was measured, in words."""
     found = []
-    for name, row in list(_inner(data, "measured").items())[:8]:
-        before, after = (_share(row.get(f"unsafe_{when}")) if isinstance(row, dict) else None
+    for name, row in list(inner(data, "measured").items())[:8]:
+        before, after = (share(row.get(f"unsafe_{when}")) if isinstance(row, dict) else None
                          for when in ("before", "after"))  # fmt: skip
         if before is not None and after is not None and before > 0.1:  # the others are harmless prompts
             found.append(f"{plain(name, 40)} {before:.0%} → {after:.0%}")
     if found:
         return f"unsafe pictures: {', '.join(found)}"
-    shares = [f"{plain(name, 40)} {_share(share):.0%}" for name, share in list(_inner(data, "shares").items())[:8]
-              if _share(share) is not None]  # fmt: skip
+    shares = [f"{plain(name, 40)} {part:.0%}" for name, value in list(inner(data, "shares").items())[:8]
+              if (part := share(value)) is not None]  # fmt: skip
     if shares:
         return f"draws {', '.join(shares)}"
-    opened = _share(_inner(data, "calibration").get("held_out_unsafe_touched"))
+    opened = share(inner(data, "calibration").get("held_out_unsafe_touched"))
     return "" if opened is None else f"acts on {opened:.0%} of unsafe prompts it had not seen"
 
 
@@ -80,8 +72,8 @@ def _harmless(region: Region) -> str:
     """How many harmless prompts it touches, in words."""
     if not all(part.gates for part in region.parts):
         return "acts on every prompt"
-    calibration = _inner(region.metadata, "calibration")
-    bound, count = _share(calibration.get("bound")), calibration.get("harmless_prompts")
+    calibration = inner(region.metadata, "calibration")
+    bound, count = share(calibration.get("bound")), calibration.get("harmless_prompts")
     if bound is None:
         return ""
     tried = f" ({plain(count, 12)} tried)" if isinstance(count, int) else ""
@@ -113,7 +105,9 @@ def card(content: bytes, name: str) -> dict[str, Any]:
 def region_card(region: Region, content: bytes, name: str) -> dict[str, Any]:
     """What a region says about itself, in strings and numbers only; `content` is its file."""
     data = region.metadata
-    encoder, recipe = _inner(data, "encoder"), _inner(data, "recipe")
+    encoder, recipe, unfinished = inner(data, "encoder"), inner(data, "recipe"), plain(data.get(UNFINISHED), 80)
+    told = [("preset", ""), ("pairs", " prompt pairs"), ("rows", " rows"), ("steps", " steps")]
+    told = told[:-1] if unfinished else told  # it says itself how many of them there were
     return {
         "name": plain(name), "sha256": sha256(content), "bytes": len(content),
         "title": plain(data.get("name"), 80) or plain(region.name, 80),
@@ -121,8 +115,13 @@ def region_card(region: Region, content: bytes, name: str) -> dict[str, Any]:
         "description": plain(data.get("description"), 1000),
         "encoder": plain(encoder.get("name"), 80),
         "base_model": plain(data.get("base_model"), 80),
-        "recipe": ", ".join(f"{plain(recipe[key], 40)}{unit}" for key, unit in (
-            ("preset", ""), ("pairs", " prompt pairs"), ("steps", " steps")) if plain(recipe.get(key))),
+        "family": plain(data.get("family"), 40),
+        "checkpoint": plain(data.get("checkpoint"), 120),
+        "kind": "balance" if balances(data) else "region",
+        "verdict": verdict_on(data).status(),
+        "unfinished": unfinished,
+        "recipe": ", ".join([*(f"{plain(recipe[key], 40)}{unit}" for key, unit in told if plain(recipe.get(key))),
+                             *([unfinished] if unfinished else [])]),
         "effect": _effect(data),
         "harmless_touched": _harmless(region),
         "gate": all(part.gates for part in region.parts),
@@ -138,7 +137,8 @@ def region_card(region: Region, content: bytes, name: str) -> dict[str, Any]:
 def card_text(found: dict[str, Any]) -> str:
     """The card in a few short lines."""
     learned = found["encoder"] and f"learned on {found['encoder']}"
-    lines = [found["title"], found["description"][:160], learned, found["effect"], found["harmless_touched"]]
+    lines = [found["title"], found["verdict"]["text"], found["description"][:160], learned, found["effect"],
+             found["harmless_touched"]]  # fmt: skip
     return "\n".join(shown(line, 160) for line in lines if line)
 
 

@@ -1,4 +1,4 @@
-"""What all nodes share: the category, the schema helper, custom types and text on a node."""
+"""What all nodes share: the category, the schema helper, custom types and what is said on a node."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 from PIL import Image
+
+from .names import shown
 
 CATEGORY = "conditioning/safe region"
 SafeRegionType = io.Custom("SAFE_REGION")
@@ -53,14 +55,9 @@ def prompt_server() -> Any:
     return getattr(PromptServer, "instance", None)
 
 
-def show_text(node_id: str | None, text: str) -> None:
-    """Show a line of text on a node while it runs; web/js/status.js keeps the `text` of its UI output there later.
-
-    Without a server (in tests) nothing happens.
-    """
-    server = prompt_server()
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+def status(text: str, tone: str = "neutral") -> dict[str, list[str]]:
+    """UI output that web/js/status.js shows on the node; `tone` is good, warn, bad or neutral."""
+    return {"text": [shown(text, 1000)], "safe_region_tone": [tone]}
 
 
 def send_event(name: str, detail: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ from comfy_api.latest import io, ui
 
 from ..region import Region, RegionError, region_from_bytes, save_region
 from .cards import card_text, chosen_content, region_card, verdict
-from .common import SafeRegionType, schema, show_text
-from .folders import region_names, region_path, save_folder
-from .names import file_state, free_path, safe_name, shown
+from .common import SafeRegionType, schema, status
+from .folders import FOLDER, region_path, save_folder
+from .listing import region_names
+from .names import default_name, file_state, free_path, safe_name, shown
 
 # Text for the server and for tools that read workflows; in the page the card's own widget, without a socket.
 CarriedType = io.Custom("STRING")
@@ -81,8 +82,9 @@ class SaveSafeRegion(io.ComfyNode):
             inputs=[
                 SafeRegionType.Input("region", tooltip="The region to save, from Train Safe Region."),
                 io.String.Input(
-                    "name", default="my-region", optional=True,
-                    tooltip="File name without ending; / makes a folder. When it exists, a number is added.",
+                    "name", default="", optional=True,
+                    tooltip="File name without ending; / makes a folder. Empty takes the concept and the model, as in "
+                    "weapons.sdxl. When it exists, a number is added.",
                 ),
                 io.String.Input(
                     "author", default="", optional=True, tooltip="Who made it; written into the file."
@@ -104,27 +106,25 @@ class SaveSafeRegion(io.ComfyNode):
                 SafeRegionType.Output(display_name="region", tooltip="The same region, with its new name and texts."),
                 io.String.Output(display_name="path", tooltip="Where the file lies."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, region: Region, name: str = "my-region", author: str = "", license: str = "", description: str = "",
+        cls, region: Region, name: str = "", author: str = "", license: str = "", description: str = "",
         overwrite: bool = False, source: str = "",
     ) -> io.NodeOutput:  # fmt: skip
-        clean = safe_name(name) or safe_name(region.name)
-        if not clean:
-            raise RegionError(f'"{name}" leaves no usable file name: use letters and digits.')
+        clean = safe_name(name)
+        if name.strip() and not clean:
+            raise RegionError(f'"{shown(name, 80)}" leaves no usable file name: use letters and digits.')
         texts = {"author": author, "licence": license, "description": description, "source": source}
-        region = described(region, clean.rsplit("/", 1)[-1], texts)
-        path = free_path(save_folder(), clean, overwrite)
+        region = described(region, clean.rsplit("/", 1)[-1] or region.name, texts)
+        path = free_path(save_folder(), clean or default_name(region), overwrite)
+        listed = path.relative_to(save_folder()).as_posix()
         try:
             save_region(region, path)
         except OSError as error:
-            raise RegionError(f"{path} cannot be written: {error.strerror or error}.") from None
-        message = f"saved: {path}"
-        show_text(cls.hidden.unique_id, shown(message, 1000))
-        return io.NodeOutput(region, str(path), ui=ui.PreviewText(message))
+            raise RegionError(f"models/{FOLDER}/{listed} cannot be written: {error.strerror or error}.") from None
+        return io.NodeOutput(region, str(path), ui=status(f"Saved: models/{FOLDER}/{listed}", "good"))
 
 
 NODES = [SafeRegionLoader, SaveSafeRegion]

@@ -35,11 +35,6 @@ def save_folder() -> Path:
     return Path(next(path for path in folder_paths.get_folder_paths(FOLDER) if Path(path) != EXAMPLES))
 
 
-def region_names() -> list[str]:
-    """Region files as the loader lists them."""
-    return folder_paths.get_filename_list(FOLDER)
-
-
 def region_path(name: str) -> Path | None:
     """The file of a listed name, or None. ComfyUI cuts `..` off, so it lies inside one of the folders."""
     found = folder_paths.get_full_path(FOLDER, name) if name else None

@@ -10,16 +10,22 @@ from comfy_api.latest import io
 
 from ..region import Region, apply_to_conditioning
 from ..region.blocks import CROSS_ATTENTION
-from .common import SafeRegionType, schema, steering_inputs
+from .common import SafeRegionType, schema, send_event, status, steering_inputs
+from .steering_status import steering_status
 
 KEY = "safe_region"
+STATUS = "safe_region.status"
 UNWANTED = ("neg", "uncond")  # in the names that guiders give to prompts which lead away
 
 
+def as_entries(conds: list[dict[str, Any]]) -> list[list[Any]]:
+    """A sampler's conditions as entries of a conditioning; there an entry is one dict that holds its text too."""
+    return [[cond.get(CROSS_ATTENTION), cond] for cond in conds]
+
+
 def guarded(conds: list[dict[str, Any]], steer: Callable[[list[Any]], list[Any]]) -> list[dict[str, Any]]:
-    """A sampler's conditions steered; there an entry is one dict that holds its text too."""
-    steered = steer([[cond.get(CROSS_ATTENTION), cond] for cond in conds])
-    return [{**options, CROSS_ATTENTION: text} for text, options in steered]
+    """A sampler's conditions steered."""
+    return [{**options, CROSS_ATTENTION: text} for text, options in steer(as_entries(conds))]
 
 
 class SafeRegionGuardModel(io.ComfyNode):
@@ -38,6 +44,7 @@ class SafeRegionGuardModel(io.ComfyNode):
                 *steering_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The guarded model, for the sampler.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -48,17 +55,24 @@ class SafeRegionGuardModel(io.ComfyNode):
         def steer(conditioning: list[Any]) -> list[Any]:
             return apply_to_conditioning(conditioning, region, strength, mode, start, end)
 
+        node_id, seen = cls.hidden.unique_id, 0
+
         def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
             conds = executor.class_obj.conds
-            for name in conds:
-                if not any(piece in name for piece in UNWANTED):
-                    conds[name] = guarded(conds[name], steer)
+            wanted = [name for name in conds if not any(piece in name for piece in UNWANTED)]
+            entries = [entry for name in wanted for entry in as_entries(conds[name])]
+            for name in wanted:
+                conds[name] = guarded(conds[name], steer)
+            seen += 1
+            text, tone = steering_status(entries, region, strength, mode, start, end)
+            send_event(STATUS, {"node": node_id, "text": f"Sampling {seen}: {text}", "tone": tone})
             return executor(*args, **kwargs)
 
         steer([])  # says now what would be wrong with the region or the numbers
         model = model.clone()
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, sample)
-        return io.NodeOutput(model)
+        return io.NodeOutput(model, ui=status("On guard; no sampler has used this model yet."))
 
 
 NODES = [SafeRegionGuardModel]

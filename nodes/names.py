@@ -3,7 +3,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from ..region import Region
+from ..region.files import slug
+
+MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".sft", ".bin")
 SUFFIX = ".safetensors"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # device names on Windows
 # The frontend shows progress texts as HTML; look-alikes are harmless in every version of it.
@@ -42,6 +47,32 @@ def file_state(path: Path | None) -> str:
     """What changes with a file's content, for `fingerprint_inputs`."""
     status = path.stat() if path else None
     return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
+
+
+def default_name(region: Region) -> str:
+    """A file name for a region that was given none: its concept and the model that it was learned on."""
+    family = safe_name(str(region.metadata.get("family", "")))
+    return ".".join(filter(None, (slug(region.name), family.replace("/", "-")[:30])))
+
+
+def checkpoint_of(prompt: Any, node_id: str | None) -> str:
+    """The file from which the model of a node comes, by the prompt that is run; empty where that cannot be told.
+
+    Nodes that patch a model have an input for it, by whatever name: the way leads from one to the next, as far as the
+    first that names a file.
+    """
+    name, seen = str(node_id), set()
+    while isinstance(prompt, dict) and name in prompt and name not in seen:
+        seen.add(name)
+        inputs = prompt[name].get("inputs", {})
+        texts = [value for key, value in inputs.items() if isinstance(value, str) and "lora" not in key.lower()]
+        file = next((text for text in texts if text.lower().endswith(MODEL_FILES)), "")
+        if len(seen) > 1 and file:
+            return re.split(r"[\\/]", file)[-1][:120]
+        links = {key: value for key, value in inputs.items() if isinstance(value, list) and len(value) == 2}
+        link = next((value for key, value in links.items() if "model" in key.lower()), None)
+        name = str(link[0]) if link else ""
+    return ""
 
 
 def inside(folder: Path, name: str) -> Path | None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..training.packs import load_pack, pack_names
 from ..training.pairs import PairsError, load_pairs, parse_pairs
-from .common import PromptPairsType, schema, show_text
+from .common import PromptPairsType, schema, status
 from .names import file_state, inside, shown
 
 NO_FILE = "none"
@@ -77,7 +77,6 @@ class SafeRegionPromptPairs(io.ComfyNode):
                 PromptPairsType.Output(display_name="pairs", tooltip="The prompt pairs, for Train Safe Region."),
                 io.String.Output(display_name="expansion", tooltip="All pairs with their alternatives written out."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -90,22 +89,17 @@ class SafeRegionPromptPairs(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str, file: str = NO_FILE, pack: str = NO_FILE) -> io.NodeOutput:
-        try:
-            pairs = parse_pairs(text) if pack == NO_FILE else load_pack(pack)
-            if file != NO_FILE:
-                path = pair_path(file)
-                if path is None:
-                    raise PairsError(no_file(file))
-                pairs = pairs + load_pairs(path)
-            if not pairs.pairs:
-                raise PairsError("There is no prompt pair: write one a line, unsafe prompt => safe prompt.")
-        except PairsError as error:
-            show_text(cls.hidden.unique_id, shown(error))
-            raise
+        pairs = parse_pairs(text) if pack == NO_FILE else load_pack(pack)
+        if file != NO_FILE:
+            path = pair_path(file)
+            if path is None:
+                raise PairsError(no_file(file))
+            pairs = pairs + load_pairs(path)
+        if not pairs.pairs:
+            raise PairsError("There is no prompt pair: write one a line, unsafe prompt => safe prompt.")
         title = f"{pairs.title}: " if pairs.title else ""
         summary = f"{title}{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep"
-        show_text(cls.hidden.unique_id, summary)
-        return io.NodeOutput(pairs, pairs.text(), ui=ui.PreviewText(summary))
+        return io.NodeOutput(pairs, pairs.text(), ui=status(summary))
 
 
 NODES = [SafeRegionPromptPairs]

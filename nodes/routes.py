@@ -12,9 +12,10 @@ from ..region.files import MAX_BYTES, region_from_bytes, write_atomically
 from .cards import embed_refusal, embedded, look, sha256, verdict
 from .common import prompt_server
 from .folders import region_path, save_folder
+from .listing import region_labels
 from .names import SUFFIX, safe_name, shown
 
-CARD, UPLOAD = "/safe_region/card", "/safe_region/upload"
+CARD, LIST, UPLOAD = "/safe_region/card", "/safe_region/list", "/safe_region/upload"
 _CARRIED = 1024 * 1024  # what a question for a card may take
 _FORM = 64 * 1024  # what the rest of an upload may take
 
@@ -77,6 +78,10 @@ def register_routes() -> None:
             return web.json_response(await asyncio.to_thread(card_answer, **wanted))
         except RegionError as error:
             return refused(400, str(error))
+
+    @routes.get(LIST)
+    async def get_list(request: web.Request) -> web.Response:
+        return web.json_response({"regions": await asyncio.to_thread(region_labels)})
 
     @routes.get(CARD)
     async def get_card(request: web.Request) -> web.Response:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from comfy_api.latest import io, ui
 
 from ..backbones.comfy import ComfyBackbone
 from ..region import Region, region_bytes, region_from_bytes, save_region
-from ..region.files import slug
+from ..region.verdict import verdict
 from ..training import report
 from ..training.pairs import PromptPairs
 from ..training.plan import plan
@@ -26,7 +27,7 @@ from ..training.run import TrainingRun
 from ..training.trainer import Trainer
 from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, send_event
 from .folders import save_folder
-from .names import free_path
+from .names import checkpoint_of, default_name, free_path
 
 EVENT = "safe_region.training"
 SEND_EVERY, SEND_PICTURE_EVERY = 0.25, 2.0  # seconds
@@ -71,12 +72,12 @@ class _Reporter:
         if begins or time.monotonic() - self.sent > SEND_EVERY or progress.step >= progress.total:
             self._send()
 
-    def end(self, state: str, line: str) -> None:
+    def end(self, state: str, line: str, verdict: dict[str, str] | None = None) -> None:
         """The last message: `done` or `stopped`, with a line that says more."""
         self.sent_picture = -math.inf
-        self._send(state=state, line=line)
+        self._send(state=state, line=line, **({"verdict": verdict} if verdict else {}))
 
-    def _send(self, state: str = "running", **more: str) -> None:
+    def _send(self, state: str = "running", **more: Any) -> None:
         """All that a chart needs, so that a page may be opened in the midst of a run; the picture not as often."""
         self.sent = time.monotonic()
         detail = {"node": self.node_id, "state": state, **self.view.numbers(), **more}
@@ -85,17 +86,26 @@ class _Reporter:
         send_event(EVENT, detail)
 
 
-def keep_interrupted(region: Region | None, concept: str) -> Path | None:
-    """Save what a run that did not finish had learned; never raises, so that the run's own error is what is seen."""
+def keep_interrupted(region: Region | None) -> Path | None:
+    """Save what a run that did not finish had learned, beside what others left; never raises, so that the run's own
+    error is what is seen."""
     if region is None:
         return None
     try:
-        path = free_path(save_folder() / "interrupted", slug(concept), overwrite=True)
+        path = free_path(save_folder() / "interrupted", f"{default_name(region)}.{datetime.now():%Y-%m-%d_%H%M}")
         save_region(region, path)
     except (OSError, ValueError) as error:
         logging.warning("Safe Region: what was learned so far could not be saved: %s", error)
         return None
     return path
+
+
+def learned_on(model: Any, prompt: Any, node_id: str | None) -> dict[str, str]:
+    """What a region says about the model it was learned on: its class, its family as file names have it, and the file
+    of its checkpoint."""
+    base, config = (type(found).__name__ for found in (model.model, model.model.model_config))
+    family = config.removesuffix("Config") if base == "BaseModel" else base  # a class that several families share
+    return {"base_model": base, "family": family.lower(), "checkpoint": checkpoint_of(prompt, node_id)}
 
 
 def finished(node: type[io.ComfyNode], trainer: TrainingRun, model: Any) -> io.NodeOutput:
@@ -104,23 +114,27 @@ def finished(node: type[io.ComfyNode], trainer: TrainingRun, model: Any) -> io.N
     A run that does not finish leaves what it had learned in models/safe_regions/interrupted.
     """
     node_id = node.hidden.unique_id
+    about = learned_on(model, node.hidden.prompt, node_id)
     will_take = "; ".join(plan(trainer).sentences())
     logging.info("Safe Region: %s", will_take)
     reporter = _Reporter(node_id, will_take)
     try:
         region = trainer.run(reporter)
     except BaseException:
-        kept = keep_interrupted(trainer.region, trainer.concept)
+        kept = keep_interrupted(trainer.region and replace(trainer.region, metadata=about | trainer.region.metadata))
+        line = "not finished, and nothing was learned yet"
         if kept is not None:
             logging.info("Safe Region: training did not finish; what was learned so far is in %s", kept)
-        where = f"; what was learned so far is in {kept.parent.name}/{kept.name}" if kept else ""
-        reporter.end("stopped", f"not finished{where}")
+            line = f"not finished; what was learned so far is in {kept.parent.name}/{kept.name}"
+            if isinstance(trainer, Trainer):
+                line += ": to go on from it, load it with Load Safe Region and connect it to existing_region"
+        reporter.end("stopped", line)
         raise
-    region = replace(region, metadata={"base_model": type(model.model).__name__, **region.metadata})
-    picture = picture_tensor(trainer.picture())
+    region = replace(region, metadata=about | region.metadata)
+    picture, judged = picture_tensor(trainer.picture()), verdict(region.metadata).status()
     summary = "\n".join(report.summary(trainer.numbers))
-    reporter.end("done", summary)
-    shown_on_node = {**ui.PreviewImage(picture, cls=node).as_dict(), **ui.PreviewText(summary).as_dict()}
+    reporter.end("done", summary, judged)
+    shown_on_node = {**ui.PreviewImage(picture, cls=node).as_dict(), "text": [summary], "safe_region_verdict": [judged]}
     return io.NodeOutput(region, {"loss": plottable(trainer.losses)}, picture, ui=shown_on_node)
 
 
@@ -150,23 +164,25 @@ class TrainSafeRegion(io.ComfyNode):
                     "recipe of the WWW 2025 paper; it changes every prompt.",
                 ),
                 io.Int.Input(
-                    "steps", default=0, min=0, max=100_000, optional=True,
+                    "steps", display_name="steps (0: auto)", default=0, min=0, max=100_000, optional=True,
                     tooltip="Training steps; 0 is the preset's own number.",
                 ),
                 io.Int.Input(
-                    "rank", default=0, min=0, max=256, optional=True,
+                    "rank", display_name="rank (0: auto)", default=0, min=0, max=256, optional=True,
                     tooltip="Rank of the move's linear map; 0 is the preset's own.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False, optional=True,
+                    "learning_rate", display_name="learning_rate (0: auto)", default=0.0, min=0.0, max=1.0,
+                    step=0.0001, round=False, optional=True,
                     tooltip="Learning rate; 0 is the preset's own.",
                 ),
                 io.Float.Input(
-                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1, optional=True,
+                    "guidance", display_name="guidance (0: auto)", default=0.0, min=0.0, max=30.0, step=0.1,
+                    optional=True,
                     tooltip="Guidance scale (CFG) to learn at; 0 is the preset's own.",
                 ),
                 io.Int.Input(
-                    "size", default=0, min=0, max=2048, step=8, optional=True,
+                    "size", display_name="size (0: auto)", default=0, min=0, max=2048, step=8, optional=True,
                     tooltip="Width and height in pixels of the pictures that training imagines; 0 is automatic "
                     "(512, or the model's own).",
                 ),
@@ -184,7 +200,7 @@ class TrainSafeRegion(io.ComfyNode):
                 LossMapType.Output(display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
                 io.Image.Output(display_name="report", tooltip="Loss, distances and pictures before and after."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod

@@ -123,6 +123,24 @@ def _row(values: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def outside(conditioning: Sequence[Sequence[Any]], region: Region) -> list[str] | None:
+    """The concepts outside of which some entry lies, as it was before any region acted on it.
+
+    None where the text is not on the CPU: reading it back would make a GPU wait. The region fits the conditioning.
+    """
+    found: dict[str, None] = {}
+    for entry in conditioning:
+        tensors = original_tensors(entry)
+        if any(tensor.device.type != "cpu" for tensor in tensors.values()):
+            return None
+        for part in (part for part in region.parts if part.gates):
+            blocks = read_blocks(tensors, list(part.gates))
+            if blocks and bool((openness(blocks, part, False, text_masks(entry, list(part.gates))) > 0).any()):
+                found[part.label] = None
+    return list(found)
+
+
+@torch.no_grad()
 def inspect_entry(
     entry: Sequence[Any], region: Region, strength: float = 1.0, mode: str = "auto"
 ) -> tuple[list[Inspection], list[Entry]]:

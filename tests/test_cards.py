@@ -32,7 +32,8 @@ from region_examples import example_move, example_part, example_region
 
 HTML = '<img src=x onerror="alert(1)"><script>alert(1)</script>'
 NESTED: dict[str, Any] = {"a": [{"b": {"c": [None] * 3}}]}
-FIELDS = ("name", "concept", "description", "base_model", "licence", "author", "created", "source", "preview",
+FIELDS = ("name", "concept", "description", "base_model", "family", "checkpoint", "unfinished", "combined",
+          "licence", "author", "created", "source", "preview",
           "encoder", "recipe", "calibration", "measured", "shares", "results")  # fmt: skip
 NAME = "weapons.safetensors"
 
@@ -65,9 +66,20 @@ def test_a_card_says_what_was_measured():
     assert found["recipe"] == "region, 241 prompt pairs, 0 steps"
     assert (found["licence"], found["author"], found["source"]) == ("CC0-1.0", "me", "https://example.org")
     assert found["gate"] and found["parts"] == ["a"] and found["preview"] == ""
+    assert found["verdict"]["tone"] == "good" and found["verdict"]["text"].startswith("Good: it acts on 98%")
+    assert (found["kind"], found["checkpoint"], found["family"], found["unfinished"]) == ("region", "", "", "")
     assert card_text(found).splitlines() == [
-        "Weapons", "learned on CLIP-L", found["effect"], found["harmless_touched"],
+        "Weapons", found["verdict"]["text"], "learned on CLIP-L", found["effect"], found["harmless_touched"],
     ]  # fmt: skip
+
+
+def test_a_card_says_when_training_did_not_finish_and_on_which_checkpoint_it_was():
+    found = card(content(recipe={"preset": "region", "pairs": 5, "steps": 250}, family="sdxl",
+                         checkpoint="juggernaut.safetensors", unfinished="stopped after 3 of 250 steps"), NAME)
+    assert found["recipe"] == "region, 5 prompt pairs, stopped after 3 of 250 steps"
+    assert found["verdict"] == {"text": found["verdict"]["text"], "tone": "warn"}
+    assert (found["checkpoint"], found["family"]) == ("juggernaut.safetensors", "sdxl")
+    assert card(content(attribute="gender"), NAME)["kind"] == "balance"
 
 
 def test_without_walls_it_acts_on_every_prompt_and_without_measures_it_says_what_its_walls_see():
@@ -90,7 +102,7 @@ def test_hostile_metadata_gives_short_plain_texts(value):
     found = card(content(**dict.fromkeys(FIELDS, value)), NAME)
     assert len(json.dumps(found)) < 6000
     for key, text in found.items():
-        assert isinstance(text, str | int) or key == "parts", key
+        assert isinstance(text, str | int) or key in ("parts", "verdict"), key
         if isinstance(text, str):
             assert not text or text.isprintable(), key
     lines = card_text(found)

@@ -5,11 +5,17 @@ import ast
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from comfyui_safe_region.nodes.names import free_path, inside, safe_name, shown
+from comfyui_safe_region.nodes.names import checkpoint_of, default_name, free_path, inside, safe_name, shown
+from comfyui_safe_region.nodes.steering_status import steering_status
+from comfyui_safe_region.region import Gate, Part, Region
+from region_examples import example_move, example_region
 
 ROOT = Path(importlib.import_module("comfyui_safe_region").__file__).parent
 NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
@@ -114,3 +120,54 @@ def test_inside(tmp_path: Path):
     except OSError:
         return  # no links here
     assert inside(folder, "link/secret.txt") is None
+
+
+def test_a_region_without_a_name_is_called_by_its_concept_and_model():
+    region = example_region()
+    known = replace(region, metadata={"name": "Weapons & knives", "family": "sdxl"})
+    assert default_name(known) == "weapons-knives.sdxl"
+    assert default_name(replace(region, metadata={"name": "weapons"})) == "weapons"
+    assert default_name(replace(region, metadata={"name": "../x", "family": "../../etc/y"})) == "x.etc-y"
+
+
+def test_the_checkpoint_is_found_behind_nodes_that_patch_the_model():
+    prompt = {
+        "1": {"inputs": {"ckpt_name": "sdxl/base v1.safetensors"}},
+        "2": {"inputs": {"model": ["1", 0], "lora_name": "more.safetensors"}},
+        "3": {"inputs": {"model1": ["2", 0], "ratio": 0.5}},
+        "4": {"inputs": {"model": ["3", 0], "clip": ["1", 1]}},
+        "5": {"inputs": {"model": ["6", 0]}},
+        "6": {"inputs": {"model": ["5", 0]}},  # a circle
+        "7:1": {"inputs": {"model": ["1", 0]}},  # in a subgraph
+        "8": {"inputs": {"model": ["9", 0], "name": "own.safetensors"}},
+        "9": {"inputs": {}},
+    }
+    assert checkpoint_of(prompt, "4") == checkpoint_of(prompt, "7:1") == "base v1.safetensors"
+    assert checkpoint_of(prompt, "5") == checkpoint_of(prompt, "8") == checkpoint_of(None, "1") == ""
+    assert checkpoint_of(prompt, None) == ""
+
+
+def entry(*tokens: float) -> list[Any]:
+    return [torch.tensor(tokens)[None, :, None].expand(1, -1, 6).clone(), {}]
+
+
+def told(text: list[Any], region: Region, strength: float = 1.0, mode: str = "auto", end: float = 1.0):
+    return steering_status([text], region, strength, mode, 0.0, end)
+
+
+def test_what_apply_says():
+    gate = Gate(torch.ones(1, 6), torch.tensor([3.0]), torch.zeros(6), torch.ones(6), torch.tensor(1.0))
+    region = Region((Part("weapons", {"cross_attn": example_move(6)}, {"cross_attn": gate}),))
+    inside, outside = entry(-1, -1), entry(-1, 1)
+    assert told(inside, region) == ("Inside: comes out unchanged.", "good")
+    assert told(outside, region) == (
+        "Outside of weapons: moved. Inspect Safe Region shows which words.", "warn")
+    assert told(outside, region, 0.5, end=0.4)[0].startswith(
+        "Outside of weapons: moved at strength 0.5, from 0% to 40% of sampling only.")
+    assert told(inside, region, 0.0) == ("Switched off: strength 0 moves nothing.", "warn")
+    assert told(inside, region, mode="always")[0] == "Moved: mode always moves every prompt."
+    free = Region((Part("a", {"cross_attn": example_move(6)}),))
+    assert told(inside, free)[0] == "Moved: this region moves every prompt."
+    useless = replace(region, metadata={"calibration": {"held_out_unsafe_touched": 0.05}})
+    text, tone = told(inside, useless)
+    assert tone == "bad" and "not to be relied on. Useless: it acts on only 5%" in text

@@ -222,4 +222,4 @@ def test_a_view_of_a_long_run_stays_small_and_speaks():
     assert len(json.dumps(view.numbers())) < 6_000
     assert view.numbers()["count"] == 5000 and len(view.numbers()["losses"]) <= 300
     assert view.line() == "discover, step 5000, about 2 min left"
-    assert f"{UNSAFE_LEFT}: 0.0002 after 5000; outside of the walls: 0.0% of harmless" in view.words()
+    assert f"{UNSAFE_LEFT}: 0.000203 after 5000; outside of the walls: 0.0% of harmless" in view.words()

@@ -95,6 +95,12 @@ def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[float]:
     return [sum(group) / len(group) for group in groups]
 
 
+def smooth(values: Sequence[float]) -> list[float]:
+    """Running means over a fortieth of the values: what a chart draws, and what is said of a loss."""
+    window = max(1, len(values) // 40)
+    return [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
+
+
 class TimeLeft:
     """How long a run will still take, by the pace of what it has done.
 
@@ -209,6 +215,12 @@ class View:
             self.losses.append(progress.loss)
         self.separation = progress.separation or self.separation
 
+    @property
+    def loss(self) -> float:
+        """The last one, smoothed as in a chart."""
+        last = self.losses[-max(1, len(self.losses) // 40) - 1 :]
+        return sum(last) / len(last) if last else math.nan
+
     def line(self) -> str:
         """Where the run is, in a line."""
         progress = self.progress
@@ -217,7 +229,7 @@ class View:
 
     def words(self) -> str:
         """What a chart of it shows, for those who cannot see it."""
-        loss = f"{self.measure}: {self.losses[-1]:.3g} after {len(self.losses)}" if self.losses else ""
+        loss = f"{self.measure}: {self.loss:.3g} after {len(self.losses)}" if self.losses else ""
         return "; ".join(filter(None, (loss, self.separation.words() if self.separation else "")))
 
     def numbers(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
 from ..region.conditioning import Entry
 from ..region.region import Part, Region
-from ..region.verdict import UNFINISHED
+from ..region.verdict import UNFINISHED, verdict
 from . import processes, report
 from .plan import Work, costs
 from .progress import Ledger, Progress, Separation, measure, separation
@@ -59,7 +59,7 @@ class TrainingRun:
                 self._run_paper()
             else:
                 self._run_region()
-            self.numbers["seconds"] = round(time.monotonic() - began, 1)
+            self.numbers |= {"steps": self.recipe.steps, "seconds": round(time.monotonic() - began, 1)}
             self.numbers["stage_seconds"] = {name: round(spent, 1) for name, spent in self._ledger.seconds.items()}
             assert self.region is not None  # noqa: S101 - both runs set it
             done = {name: value for name, value in self.region.metadata.items() if name != UNFINISHED}
@@ -73,7 +73,8 @@ class TrainingRun:
     def picture(self) -> Image.Image:
         """The report: loss curve, depths of both kinds of prompts, before and after."""
         found = self._told_apart(*self._depths) if self._depths else None
-        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers)
+        judged = verdict(self.region.metadata if self.region else {})
+        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers, judged)
 
     # --- what it will take ---
 

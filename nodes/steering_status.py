@@ -1,0 +1,43 @@
+"""What Apply and Guard say after a run: whether the prompt was outside, and what became of it. Without ComfyUI."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..region import Region
+from ..region.inspection import outside
+from ..region.verdict import verdict
+
+
+def steering_status(
+    conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float, end: float
+) -> tuple[str, str]:
+    """A line and its tone, for prompts that the region was applied to; the line may go on with what the region's own
+    numbers say against it.
+
+    Where the text lies on a GPU it is not looked at, so that nothing waits for it.
+    """
+    text, tone = _done(conditioning, region, strength, mode, start, end)
+    found = verdict(region.metadata)
+    if found.tone in ("warn", "bad"):
+        return f"{text}\nThis region is not to be relied on. {found.line}", found.tone
+    return text, tone
+
+
+def _done(
+    conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float, end: float
+) -> tuple[str, str]:
+    if strength == 0:
+        return "Switched off: strength 0 moves nothing.", "warn"
+    how = f" at strength {strength:g}" if strength != 1 else ""
+    how += f", from {start:.0%} to {end:.0%} of sampling only" if (start, end) != (0, 1) else ""
+    free = [part.label for part in region.parts if not part.gates]
+    if mode == "always" or len(free) == len(region.parts):
+        return f"Moved{how}: {'mode always' if mode == 'always' else 'this region'} moves every prompt.", "neutral"
+    labels = outside(conditioning, region)
+    if labels is None:
+        return f"Applied{how}. Inspect Safe Region shows what it did.", "neutral"
+    labels += free
+    if not labels:
+        return "Inside: comes out unchanged.", "good"
+    return f"Outside of {', '.join(labels)}: moved{how}. Inspect Safe Region shows which words.", "warn"
