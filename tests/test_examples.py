@@ -35,19 +35,28 @@ def boxes(workflow: dict[str, Any]) -> list[tuple[str, float, float, float, floa
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_an_example_is_whole(path: Path):
+def links_of(graph: dict[str, Any]) -> dict[int, tuple[int, ...]]:
+    """Source, its slot, target and its slot by the links' ids; a subgraph's own ends are nodes -10 and -20."""
+    ends = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    rows = [[link[end] for end in ends] if isinstance(link, dict) else link for link in graph["links"]]
+    assert len({row[0] for row in rows}) == len(rows)
+    return {row[0]: tuple(row[1:5]) for row in rows}
+
+
+@pytest.mark.parametrize("path", EXAMPLES + BLUEPRINTS, ids=lambda p: p.stem)
+def test_a_workflow_is_whole(path: Path):
     workflow = read(path)
-    nodes = {node["id"]: node for node in workflow["nodes"]}
-    assert len(nodes) == len(workflow["nodes"]) and workflow["last_node_id"] == max(nodes)
-    links = {link[0]: link[1:] for link in workflow["links"]}
-    into = {slot["link"]: (node["id"], i) for node in nodes.values() for i, slot in enumerate(node["inputs"])}
-    outof = {link: (node["id"], i) for node in nodes.values() for i, slot in enumerate(node["outputs"])
-             for link in slot["links"]}  # fmt: skip
-    into.pop(None, None)
-    assert links.keys() == into.keys() == outof.keys() and workflow["last_link_id"] == max(links)
-    for name, (source, out, target, slot, _) in links.items():
-        assert outof[name] == (source, out) and into[name] == (target, slot)
+    assert workflow["last_node_id"] == len(workflow["nodes"]) and workflow["last_link_id"] == len(workflow["links"])
+    for graph in (workflow, *workflow.get("definitions", {}).get("subgraphs", [])):
+        nodes, links = {node["id"]: node for node in graph["nodes"]}, links_of(graph)
+        assert len(nodes) == len(graph["nodes"])
+        into = {slot["link"]: (node["id"], i) for node in nodes.values() for i, slot in enumerate(node["inputs"])}
+        outof = {link: (node["id"], i) for node in nodes.values() for i, slot in enumerate(node["outputs"])
+                 for link in slot["links"]}  # fmt: skip
+        into |= {link: (-20, i) for i, slot in enumerate(graph.get("outputs", [])) for link in slot["linkIds"]}
+        outof |= {link: (-10, i) for i, slot in enumerate(graph.get("inputs", [])) for link in slot["linkIds"]}
+        into.pop(None, None)
+        assert {name: outof[name] + into[name] for name in into} == links and outof.keys() == into.keys()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -55,10 +64,20 @@ def test_an_example_is_easy_to_read(path: Path):
     workflow = read(path)
     (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
     (text,) = note["widgets_values"]
-    assert text.startswith("## ") and "Run" in text and len(text) < 800
+    assert text.startswith("## ") and "**Run**" in text and "**Look at**" in text and len(text) < 900
     assert {(node.get("color"), node.get("bgcolor")) for node in workflow["nodes"]} <= COLOURS
     for (one, *a), (other, *b) in itertools.combinations(boxes(workflow), 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{one} lies over {other}"
+    _, lefts, tops, rights, bottoms = zip(*boxes(workflow))
+    assert max(rights) - min(lefts) <= 1800 and max(bottoms) - min(tops) <= 1090  # a page shows it with readable text
+    assert workflow["extra"] == {}, "a view of its own, which fits no other page"
+    if match := re.match(r"Safe Region ([123]) - ", path.stem):  # understood in a minute
+        assert len(workflow["nodes"]) <= (7, 6, 10)[int(match[1]) - 1]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_an_example_has_a_name_that_is_found_and_served(path: Path):
+    assert re.fullmatch(r"Safe Region (\d|for [A-Z]\w+( 1)?) - [\w -]+", path.stem) and path.stem.isascii()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -84,7 +103,15 @@ def test_a_blueprint_is_one_node_of_its_own_subgraph(path: Path):
 
 
 def test_there_are_blueprints_and_examples():
-    assert BLUEPRINTS and {"apply", "flux", "sdxl", "two_concepts"} <= {path.stem for path in EXAMPLES}
+    names = [path.stem for path in EXAMPLES]
+    assert [name for name in names if "Safe Region 1 - " in name] == names[:1] and len(names) >= 10
+    assert len(BLUEPRINTS) >= 2
+
+
+@pytest.mark.parametrize("word", ["nsfw", "safety", "censor", "moderation", "bias", "kids", "remove"])
+def test_the_template_browser_finds_one_by(word: str):
+    """It knows only the names of the files, and frontend 1.32.9 only what stands in their first 40 letters."""
+    assert [path.stem for path in EXAMPLES if 0 <= path.stem.lower().find(word) <= 40]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda p: p.stem)

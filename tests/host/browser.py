@@ -8,16 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from host import Host
+from host import OURS, Host
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-OURS = ("safe_region", "safe-region", "Safe Region", "SafeRegion")
 # What ComfyUI's page itself asks of the internet, or of parts that these servers do not have.
 FOREIGN = ("ERR_", "Failed to load resource", "net::", "api.comfy.org", "registry")
+
+# Newer pages open a workflow of their own, after all else is there: what was put into the graph before is gone then.
+READY = """window.app?.graph && window.app?.extensionManager && window.app?.vueAppReady
+    && (!("isGraphReady" in window.app) || window.app.extensionManager.workflow.activeWorkflow?.isLoaded)"""
 
 
 def missing_browser() -> str | None:
@@ -40,12 +43,12 @@ class ComfyPage:
         page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
         page.on("dialog", self._answer)
         settings = {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
-                    "Comfy.InstalledVersion": "1.58.1", "Comfy.Release.Status": "skip"}  # fmt: skip
+                    "Comfy.InstalledVersion": "1.58.1", "Comfy.Release.Status": "skip",
+                    "Comfy.ColorPalette": "dark"}  # fmt: skip
         for name, value in settings.items():
             host.request(f"/settings/{name}", value)
         page.goto(f"http://127.0.0.1:{host.port}/")
-        page.wait_for_function("window.app?.graph && window.app?.extensionManager && window.app?.vueAppReady",
-                               timeout=120_000)  # fmt: skip
+        page.wait_for_function(READY, timeout=120_000)
 
     def _answer(self, dialog: Any) -> None:
         """Leave a page with unsaved changes when asked; any other dialog is a complaint."""

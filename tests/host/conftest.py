@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One server for all tests of a session."""
-    from host import Host, prepare_base
+    from host import Host, complaints, prepare_base
 
     base = tmp_path_factory.mktemp("comfyui")
     prepare_base(base)
@@ -51,6 +51,7 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     )  # fmt: skip
     yield server
     server.stop()
+    assert complaints(server.log()) == []
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ def object_info(comfy: Any) -> dict[str, Any]:
 def page_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server with the whole frontend, for the browser, with the pack in a folder whose files it can ask for."""
     from browser import missing_browser
-    from host import Host, prepare_base
+    from host import Host, complaints, prepare_base
 
     if reason := missing_browser():
         pytest.skip(reason)
@@ -75,6 +76,7 @@ def page_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
                   os.environ["COMFYUI_FRONTEND"])  # fmt: skip
     yield server
     server.stop()
+    assert complaints(server.log()) == []
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
-from host import PACK, widget_names
+from host import PACK, links_of, widget_names
 
 Workflow = dict[str, Any]
 NAMES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
+TRY_IT = "Safe Region 1 - Try it - NSFW safety filter"
+TRAIN = "Safe Region 2 - Remove a concept - train on your checkpoint"
+GIVEN = "Safe Region 3 - Moderation - use a region you were given"
+TRAIN_AND_APPLY = "Safe Region 4 - Train and apply"
+APPLY = "Safe Region 5 - Unsafe and harmless prompts"
+GUARD = "Safe Region 6 - Guard a model - censor every prompt"
+TWO_CONCEPTS = "Safe Region 7 - For kids - two concepts at once"
+BALANCE = "Safe Region 8 - Bias - balance a batch"
+INSPECT = "Safe Region 9 - Inspect a prompt"
+CFG_1 = "Safe Region for CFG 1 - beside a negative prompt"
+FLUX, FLUX_TRAIN = "Safe Region for Flux - apply", "Safe Region for Flux - train"
+SDXL = "Safe Region for SDXL - train and apply"
 # What stands in for a real model: which outputs of Safe Region Demo Model a loader's own outputs are.
 LOADERS = {"CheckpointLoaderSimple": (0, 1, 2), "UNETLoader": (0,), "DualCLIPLoader": (1,), "VAELoader": (2,)}
 OUTPUTS = (("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE"))
@@ -31,18 +44,45 @@ def example(name: str) -> Workflow:
     return json.loads((PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def slug(name: str) -> str:
+    """The example's name in those of its pictures."""
+    return re.sub(r"[^a-z0-9]+", "_", name.removeprefix("Safe Region ").lower())
+
+
 def of_real_models(workflow: Workflow) -> bool:
     return any(node["type"] in LOADERS for node in workflow["nodes"])
 
 
+def subgraphs(workflow: Workflow) -> dict[str, Any]:
+    return {one["id"]: one for one in workflow.get("definitions", {}).get("subgraphs", [])}
+
+
 def changed(workflow: Workflow, object_info: dict[str, Any], values: dict[str, dict[str, Any]]) -> Workflow:
-    """A copy with other widget values, by the type of node."""
+    """A copy with other widget values, by the type of node, where a subgraph shows them on its own node, too."""
     workflow = copy.deepcopy(workflow)
-    for node in workflow["nodes"]:
-        names = widget_names(object_info[node["type"]]) if node["type"] in values else []
-        for name, value in values.get(node["type"], {}).items():
+    inner = subgraphs(workflow)
+    for node in (node for graph in (workflow, *inner.values()) for node in graph["nodes"]):
+        if node["type"] in inner:
+            names, new = shown_by_subgraph(inner[node["type"]], values)
+        else:
+            new = values.get(node["type"], {})
+            names = widget_names(object_info[node["type"]]) if new else []
+        for name, value in new.items():
             node["widgets_values"][names.index(name)] = value
     return workflow
+
+
+def shown_by_subgraph(subgraph: Workflow, values: dict[str, dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
+    """The widgets on a subgraph's node, and the new values of those that stand for an inner node's."""
+    nodes, links, names, new = {node["id"]: node for node in subgraph["nodes"]}, links_of(subgraph), [], {}
+    for slot in subgraph["inputs"]:
+        _, _, target, into, _ = links[slot["linkIds"][0]]
+        inner = nodes[target]["inputs"][into]
+        if "widget" in inner:
+            names.append(slot["name"])
+            others = values.get(nodes[target]["type"], {})
+            new |= {slot["name"]: others[inner["name"]]} if inner["name"] in others else {}
+    return names, new
 
 
 def on_demo_model(workflow: Workflow, object_info: dict[str, Any]) -> Workflow:
@@ -63,21 +103,34 @@ def on_demo_model(workflow: Workflow, object_info: dict[str, Any]) -> Workflow:
 
 
 def misfits(workflow: Workflow, object_info: dict[str, Any]) -> list[str]:
-    """Where a workflow is not what this ComfyUI's nodes ask for."""
+    """Where a workflow, or a subgraph in it, is not what this ComfyUI's nodes ask for."""
+    inner = subgraphs(workflow)
+    return [found for graph in (workflow, *inner.values()) for found in misfits_of(graph, inner, object_info)]
+
+
+def misfits_of(graph: Workflow, inner: dict[str, Any], object_info: dict[str, Any]) -> list[str]:
     found = []
-    nodes = {node["id"]: node for node in workflow["nodes"]}
+    nodes = {node["id"]: node for node in graph["nodes"]}
     for node in nodes.values():
         if node["type"] == "MarkdownNote":
+            continue
+        if subgraph := inner.get(node["type"]):
+            ends = [[(end["name"], end["type"]) for end in part[side]] for part in (node, subgraph)
+                    for side in ("inputs", "outputs")]  # fmt: skip
+            if ends[:2] != ends[2:] or any(slot["link"] is None and "widget" not in slot for slot in node["inputs"]):
+                found.append(f"{subgraph['name']} is not connected as it wants to be")
             continue
         info = object_info.get(node["type"])
         if info is None:
             found.append(f"no node {node['type']}")
             continue
         specs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        if [(out["name"], out["type"]) for out in node["outputs"]] != list(zip(info["output_name"], info["output"])):
+        offered = list(zip(info["output_name"], info["output"]))[: len(node["outputs"])]  # newer nodes may have more
+        if [(out["name"], out["type"]) for out in node["outputs"]] != offered:
             found.append(f"{node['type']} has other outputs")
         for slot in node["inputs"]:
-            if specs.get(slot["name"], [None])[0] != slot["type"]:
+            kind = specs.get(slot["name"], [None])[0]
+            if slot["type"] != ("COMBO" if isinstance(kind, list) else kind):
                 found.append(f"{node['type']}: no input {slot['name']} of type {slot['type']}")
         linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
         widgets = widget_names(info)
@@ -88,10 +141,12 @@ def misfits(workflow: Workflow, object_info: dict[str, Any]) -> list[str]:
         for name, value in zip(widgets, node["widgets_values"]):
             found += [f"{node['type']}.{name}: {value!r} is {wrong}" for wrong in [name and unfit(specs[name], value)]
                       if wrong]  # fmt: skip
-    for _, source, out, target, into, kind in workflow["links"]:
-        ends = nodes[source]["outputs"][out]["type"], nodes[target]["inputs"][into]["type"]
+    given, returned = graph.get("inputs", []), graph.get("outputs", [])
+    for source, out, target, into, kind in links_of(graph).values():
+        ends = [(given[out] if source == -10 else nodes[source]["outputs"][out])["type"],
+                (returned[into] if target == -20 else nodes[target]["inputs"][into])["type"]]  # fmt: skip
         if kind != ends[0] or ("*" not in ends and ends[0] != ends[1]):
-            found.append(f"{nodes[source]['type']} to {nodes[target]['type']}: {kind} joins {' and '.join(ends)}")
+            found.append(f"{source} to {target}: {kind} joins {' and '.join(ends)}")
     return found
 
 

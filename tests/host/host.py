@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,22 @@ LEFT_OUT = (".git", "__pycache__", "tests", "build", "*.egg-info", ".venv", ".ho
 EVERYDAY = 150
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 WITH_LLAMA = ("HiDream", "HunyuanVideo")
+OURS = ("safe_region", "safe-region", "Safe Region", "SafeRegion")
+# Starts ComfyUI so that each entry of its log says how grave it is and where it is from.
+START = """
+import logging, runpy, sys
+make = logging.getLogRecordFactory()
+def marked(*args, **more):
+    record = make(*args, **more)
+    where = f"[{record.levelname}|{record.pathname}|{record.funcName}] "
+    record.msg = where.replace("%", "%%") + str(record.msg) if record.args else where + str(record.msg)
+    return record
+logging.setLogRecordFactory(marked)
+sys.argv[0] = "main.py"
+runpy.run_path("main.py", run_name="__main__")
+"""
+ENTRY = re.compile(r"^\[(\w+)\|(.*?)\|(.*?)\] ", re.MULTILINE)
+FRAME = re.compile(r'^ +File "(.+)", line \d+, in .+\n +(.*)', re.MULTILINE)
 NO_WORDS = "this copy of ComfyUI came without the words of its Llama tokenizer"
 
 
@@ -48,7 +65,7 @@ class Host:
         self.log_path = base / "server.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-api-nodes",
+                [python, "-c", START, "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-api-nodes",
                  "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--front-end-root", frontend],
                 cwd=tree, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
@@ -127,6 +144,28 @@ class Host:
         return self.request(f"/view?{query}")
 
 
+def complaints(log: str) -> list[str]:
+    """Warnings, errors and tracebacks in a server's log that are ours, but for those that a test asked for."""
+    _, *parts = ENTRY.split(log)
+    entries = zip(*(parts[i::4] for i in range(4)))
+    return [f"{level} {where} {text}" for level, where, function, text in entries
+            if level in ("WARNING", "ERROR", "CRITICAL") and not _asked_for(where, function, text)
+            and (any(name in where + text for name in OURS) or _no_fingerprint(where, text))]  # fmt: skip
+
+
+def _no_fingerprint(where: str, text: str) -> bool:
+    """ComfyUI could not ask a node for its fingerprint, and does not always say which: it runs anew every time."""
+    return Path(where).name == "execution.py" and text.startswith("WARNING: ")
+
+
+def _asked_for(where: str, function: str, text: str) -> bool:
+    """A prompt that was refused, or a node that stopped with a sentence of its own: there are tests for both."""
+    if Path(where).name != "execution.py" or function not in ("validate_prompt", "execute"):
+        return False
+    frames = FRAME.findall(text)  # an exception's text comes before its traceback
+    return not frames or ("custom_nodes" in frames[-1][0] and frames[-1][1].startswith("raise "))
+
+
 def error_text(history: dict[str, Any]) -> str:
     """What went wrong: the exception's text, or that it was interrupted."""
     for name, message in history["status"]["messages"]:
@@ -165,22 +204,59 @@ def widget_names(info: dict[str, Any]) -> list[str]:
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """A workflow as the frontend saves it, in the API's format."""
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt = {}
-    for node in workflow["nodes"]:
-        info = object_info.get(node["type"])
-        if info is None:
-            if node["type"] in ("Note", "MarkdownNote"):
-                continue
-            raise KeyError(f"there is no node {node['type']}")
-        names, values = widget_names(info), node["widgets_values"]
-        assert len(values) <= len(names), node["type"]  # fewer: saved before its last inputs were added
-        inputs = dict(zip(names, values))
-        inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
-        inputs.pop("", None)
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    """A workflow as the frontend saves it, in the API's format. Nodes of a subgraph are named as it names them: 3:1."""
+    subgraphs = {one["id"]: one for one in workflow.get("definitions", {}).get("subgraphs", [])}
+    prompt: dict[str, Any] = {}
+    _Level(workflow, "", [], subgraphs).into(prompt, object_info)
     return prompt
+
+
+def links_of(graph: dict[str, Any]) -> dict[int, tuple[int, int, int, int, str]]:
+    """A graph's links by their ids: source, its slot, target, its slot and type. A subgraph's own ends are -10, -20."""
+    ends = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    rows = [[link[end] for end in ends] if isinstance(link, dict) else link for link in graph["links"]]
+    return {row[0]: tuple(row[1:]) for row in rows}
+
+
+class _Level:
+    """A workflow, or one use of a subgraph in it: `given` holds what comes into its inputs, links and values alike."""
+
+    def __init__(self, graph: dict[str, Any], prefix: str, given: list[Any], subgraphs: dict[str, Any]) -> None:
+        self.graph, self.prefix, self.given, self.subgraphs = graph, prefix, given, subgraphs
+        self.nodes, self.links = {node["id"]: node for node in graph["nodes"]}, links_of(graph)
+
+    def source(self, link: int) -> Any:
+        """What a link brings: [node, slot] of the prompt, or the value of a widget outside."""
+        origin, slot = self.links[link][:2]
+        if origin == -10:
+            return self.given[slot]
+        if (kind := self.nodes[origin]["type"]) in self.subgraphs:
+            return self.inside(self.nodes[origin]).source(self.subgraphs[kind]["outputs"][slot]["linkIds"][0])
+        return [f"{self.prefix}{origin}", slot]
+
+    def inside(self, node: dict[str, Any]) -> _Level:
+        values = iter(node["widgets_values"])
+        own = [next(values) if "widget" in slot else None for slot in node["inputs"]]
+        given = [value if slot["link"] is None else self.source(slot["link"])
+                 for slot, value in zip(node["inputs"], own)]  # fmt: skip
+        return _Level(self.subgraphs[node["type"]], f"{self.prefix}{node['id']}:", given, self.subgraphs)
+
+    def into(self, prompt: dict[str, Any], object_info: dict[str, Any]) -> None:
+        for node in self.nodes.values():
+            if node["type"] in self.subgraphs:
+                self.inside(node).into(prompt, object_info)
+                continue
+            info = object_info.get(node["type"])
+            if info is None:
+                if node["type"] in ("Note", "MarkdownNote"):
+                    continue
+                raise KeyError(f"there is no node {node['type']}")
+            names, values = widget_names(info), node["widgets_values"]
+            assert len(values) <= len(names), node["type"]  # fewer: saved before its last inputs were added
+            inputs = dict(zip(names, values))
+            inputs |= {slot["name"]: self.source(slot["link"]) for slot in node["inputs"] if slot["link"] is not None}
+            inputs.pop("", None)
+            prompt[f"{self.prefix}{node['id']}"] = {"class_type": node["type"], "inputs": inputs}
 
 
 class Graph:

@@ -1,7 +1,7 @@
 """Pictures for the docs and the template browser, made by the browser tests where SAFE_REGION_PICTURES names a folder.
 
 The folder is laid out as the repository, so that `SAFE_REGION_PICTURES=.` renews what is committed:
-`example_workflows/NAME.jpg` shows what an example draws, `docs/images/workflow_NAME.jpg` its graph, and
+`example_workflows/NAME.jpg` shows what an example draws, `docs/images/workflow_SLUG.jpg` its graph, and
 `web/docs/images/NODE.png` a node as its help page shows it.
 """
 
@@ -13,29 +13,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from examples import (
+    APPLY,
+    BALANCE,
+    CFG_1,
+    FLUX,
+    FLUX_TRAIN,
+    GIVEN,
+    GUARD,
+    INSPECT,
+    SDXL,
+    TRAIN,
+    TRAIN_AND_APPLY,
+    TWO_CONCEPTS,
+)
+from PIL import Image, ImageDraw, ImageFont
 
 FOLDER = Path(os.environ["SAFE_REGION_PICTURES"]) if os.environ.get("SAFE_REGION_PICTURES") else None
 SIDE, GAP = 520, 8
 LARGEST = 60_000  # bytes
 # The example in which a node is pictured; None: alone, with what it holds at first.
 NODES = {
-    "SafeRegionBalance": "balance",
-    "SafeRegionCombine": "two_concepts",
-    "SafeRegionConditioning": "apply",
-    "SafeRegionDemoModel": "apply",
-    "SafeRegionGuardModel": "guard_model",
-    "SafeRegionInspect": "inspect_a_prompt",
-    "SafeRegionLoader": "inspect_a_prompt",
-    "SafeRegionPromptPairs": "train_and_apply",
+    "SafeRegionBalance": BALANCE,
+    "SafeRegionCombine": TWO_CONCEPTS,
+    "SafeRegionConditioning": APPLY,
+    "SafeRegionDemoModel": APPLY,
+    "SafeRegionGuardModel": GUARD,
+    "SafeRegionInspect": INSPECT,
+    "SafeRegionLoader": INSPECT,
+    "SafeRegionPromptPairs": TRAIN_AND_APPLY,
     "SaveSafeRegion": None,
     "TrainBalanceRegion": None,
-    "TrainSafeRegion": "train_and_apply",
+    "TrainSafeRegion": TRAIN_AND_APPLY,
 }
 FLOATING = ".p-toast, .p-panel, .minimap-main-container, .actionbar-container, .selection-toolbox"
-SQUARES = {"inspect_a_prompt": "SafeRegionInspect"}  # the node around which a thumbnail is cut from the graph
+# A thumbnail that shows a node, and one with a word above: what a real model draws is not to be had here.
+NODE_THUMBNAILS = {TRAIN: "TrainSafeRegion", FLUX_TRAIN: "TrainSafeRegion", GIVEN: "SafeRegionLoader",
+                   INSPECT: "SafeRegionInspect"}  # fmt: skip
+WORDS = {SDXL: "SDXL", FLUX: "Flux", FLUX_TRAIN: "Flux"}
 # Of how many pictures of each preview a thumbnail is made, and how many stand in a row; otherwise one, in a row.
-TILES = {"balance": (8, 4), "compare_at_cfg_1": (3, 3)}
+TILES = {BALANCE: (8, 4), CFG_1: (3, 3)}
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -60,16 +77,20 @@ def thumbnail(name: str, previews: Sequence[Sequence[Image.Image]]) -> Image.Ima
     """A square of what an example's previews show."""
     count, columns = TILES.get(name, (1, 1))
     tiles = [picture for pictures in previews for picture in pictures[:count]]
-    rows = -(-len(tiles) // columns)
-    room = (SIDE - GAP * (columns - 1)) / columns, (SIDE - GAP * (rows - 1)) / rows
+    head = SIDE // 4 if name in WORDS else 0
+    height, rows = SIDE - head, -(-len(tiles) // columns)
+    room = (SIDE - GAP * (columns - 1)) / columns, (height - GAP * (rows - 1)) / rows
     scale = min(room[0] / tiles[0].width, room[1] / tiles[0].height)
-    width, height = round(tiles[0].width * scale), round(tiles[0].height * scale)
+    wide, high = round(tiles[0].width * scale), round(tiles[0].height * scale)
     made = Image.new("RGB", (SIDE, SIDE), "white")
-    left = (SIDE - columns * width - (columns - 1) * GAP) // 2
-    top = (SIDE - rows * height - (rows - 1) * GAP) // 2
+    left = (SIDE - columns * wide - (columns - 1) * GAP) // 2
+    top = head + (height - rows * high - (rows - 1) * GAP) // 2
     for i, tile in enumerate(tiles):
-        place = (left + i % columns * (width + GAP), top + i // columns * (height + GAP))
-        made.paste(tile.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), place)
+        place = (left + i % columns * (wide + GAP), top + i // columns * (high + GAP))
+        made.paste(tile.convert("RGB").resize((wide, high), Image.Resampling.LANCZOS), place)
+    if head:
+        font = ImageFont.load_default(head * 2 // 3)
+        ImageDraw.Draw(made).text((SIDE // 2, head // 2), WORDS[name], "black", font, anchor="mm")
     return made
 
 
@@ -113,12 +134,6 @@ def node_picture(page: Any, kind: str) -> Image.Image:
     pictured = cut(page, 104, 104, 136 + width, 136 + height)
     page.page.evaluate("(mode) => { window.app.canvas.links_render_mode = mode; }", usual)
     return pictured
-
-
-def graph_square(page: Any, kind: str) -> Image.Image:
-    """A thumbnail of a graph that cannot be drawn here: around a node of this type."""
-    show(page, kind, 0.7, 600, 420)
-    return cut(page, 440, 300, 440 + SIDE, 300 + SIDE)
 
 
 def cut(page: Any, left: float, top: float, right: float, bottom: float) -> Image.Image:

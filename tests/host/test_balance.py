@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from examples import example
+from examples import BALANCE, example
 from host import PACK, Graph, to_api
 
 ROWS = """\
@@ -159,7 +159,7 @@ def test_training_through_the_model_with_a_report(comfy, preset, steps):
 
 @needs_example
 def test_example_balance(comfy, object_info):
-    workflow = example("balance")
+    workflow = example(BALANCE)
     prompt = to_api(workflow, object_info)
     outputs = comfy.run(prompt)
     before, after = (

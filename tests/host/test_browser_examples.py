@@ -1,4 +1,4 @@
-"""The example workflows and the subgraph blueprint in a real page, in both renderers; and the pictures for the docs."""
+"""The example workflows and the blueprints in a real page, in both renderers; and the pictures for the docs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,37 @@ import io
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pictures
 import pytest
-from examples import NAMES, PAIRS, QUICK, Workflow, changed, example, of_real_models, on_demo_model
-from host import PACK
+from examples import (
+    APPLY,
+    FLUX_TRAIN,
+    GUARD,
+    NAMES,
+    PAIRS,
+    QUICK,
+    SDXL,
+    TRAIN,
+    TRAIN_AND_APPLY,
+    TRY_IT,
+    TWO_CONCEPTS,
+    Workflow,
+    changed,
+    example,
+    on_demo_model,
+    slug,
+)  # fmt: skip
+from host import PACK, to_api
 from PIL import Image
 
 MINE = "safe-region"  # the pack's folder
 # Training takes longest. Here these are only opened; test_comfyui.py and test_examples.py run them.
-TRAINED_ELSEWHERE = {"train_and_apply", "sdxl"}
+TRAINED_ELSEWHERE = {TRAIN, TRAIN_AND_APPLY, SDXL, FLUX_TRAIN}
+READABLE = 0.6  # the zoom from which on the classic renderer draws text
+SEARCHED = ("nsfw", "safety", "censor", "moderation", "bias", "kids", "remove")
 OVERLAPS = """() => {
     const nodes = window.app.graph.nodes.map((node) => [node.title, ...node.boundingRect]);
     const apart = ([, x, y, w, h], [, u, v, p, q]) => x + w <= u || u + p <= x || y + h <= v || v + q <= y;
@@ -42,44 +62,76 @@ def model_files(page_host: Any) -> None:
             (models / file["directory"]).mkdir(parents=True, exist_ok=True)
             (models / file["directory"] / file["name"]).touch()
     (models / "safe_regions").mkdir(exist_ok=True)
-    shutil.copy(PACK / "demo/regions/demo-weapons.safetensors", models / "safe_regions" / "my-flux-region.safetensors")
+    for name in ("my-region", "my-flux-region"):
+        shutil.copy(PACK / "demo/regions/demo-weapons.safetensors", models / "safe_regions" / f"{name}.safetensors")
 
 
 def drawn(page: Any, history: dict[str, Any], workflow: Workflow) -> list[list[Image.Image]]:
-    """The pictures of each preview, in the order of the nodes."""
+    """The pictures of each preview but of reports, in the order of the nodes."""
     outputs = history["outputs"]
     return [[Image.open(io.BytesIO(page.host.image(image))) for image in outputs[str(node["id"])]["images"]]
-            for node in workflow["nodes"] if node["type"] == "PreviewImage"]  # fmt: skip
+            for node in workflow["nodes"]
+            if node["type"] == "PreviewImage" and "Report" not in node["title"]]  # fmt: skip
 
 
 def test_the_template_browser_is_given_all_of_them(page_host):
     assert sorted(page_host.get("/workflow_templates")[MINE]) == NAMES
-    for name in NAMES:
+    for name in map(quote, NAMES):
         assert page_host.request(f"/api/workflow_templates/{MINE}/{name}.jpg").startswith(b"\xff\xd8")
-        assert page_host.get(f"/api/workflow_templates/{MINE}/{name}.json") == example(name)
+        assert page_host.get(f"/api/workflow_templates/{MINE}/{name}.json") == example(unquote(name))
+
+
+def test_the_template_browser_shows_finds_and_opens_them(comfy_page):
+    page = comfy_page.page
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    dialog = page.get_by_role("dialog")
+    for word in SEARCHED:
+        dialog.get_by_role("textbox").or_(dialog.get_by_role("searchbox")).first.fill(word)
+        found = [name for name in NAMES if word in name.lower()]
+        for name in found:
+            dialog.get_by_text(name).first.wait_for()
+    comfy_page.keep("templates", fit=False)
+    dialog.get_by_role("textbox").or_(dialog.get_by_role("searchbox")).first.fill("try it nsfw")
+    card = dialog.get_by_text(TRY_IT).first
+    card.wait_for()
+    comfy_page.until("[...document.images].some((one) => decodeURI(one.src).includes('Try it') && one.naturalWidth)")
+    card.click()
+    comfy_page.until("window.app.graph.nodes.some((node) => node.type === 'SafeRegionDemoModel')")
+    page.wait_for_timeout(1500)
+    assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_opens_and_runs(comfy_page, page_info, name):
+    comfy_page.page.set_viewport_size({"width": 1920, "height": 1080})
     comfy_page.load(example(name))
+    comfy_page.page.wait_for_timeout(1000)
     assert comfy_page.page.evaluate(UNKNOWN) == []
     assert comfy_page.page.evaluate(OVERLAPS) == []
     assert comfy_page.page.locator("[role=dialog]").count() == 0
+    assert comfy_page.page.evaluate("window.app.canvas.ds.scale") >= READABLE
+    comfy_page.keep(f"{slug(name)}-opened", fit=False)
     workflow = on_demo_model(example(name), page_info)
-    vue = comfy_page.page.evaluate("window.LiteGraph.vueNodesMode")
-    if (not vue if pictures.FOLDER else name in TRAINED_ELSEWHERE or (not vue and name == "two_concepts")):
+    if (not comfy_page.vue if pictures.FOLDER else
+            name in TRAINED_ELSEWHERE or (not comfy_page.vue and name == TWO_CONCEPTS)):  # fmt: skip
         return
-    quick = QUICK | {"SafeRegionPromptPairs": {"text": PAIRS}}
-    if pictures.FOLDER and not of_real_models(example(name)):  # a picture must be good
-        quick = {}
+    quick = {} if pictures.FOLDER else QUICK | {"SafeRegionPromptPairs": {"text": PAIRS}}  # a picture must be good
     workflow = changed(workflow, page_info, quick)
     comfy_page.load(workflow)
+    assert asked(comfy_page.prompt()) == asked(to_api(workflow, page_info)), "the page expands subgraphs otherwise"
     history = comfy_page.run(timeout=3000)
     assert history["status"]["status_str"] == "success"
     comfy_page.until(f"{REPORTS}.length >= {sum(node['type'] in REPORTING for node in workflow['nodes'])}")
-    comfy_page.keep(name)
+    comfy_page.keep(slug(name))
     if pictures.FOLDER:
         take(comfy_page, name, drawn(comfy_page, history, workflow), pictures.FOLDER)
+
+
+def asked(prompt: dict[str, Any]) -> dict[str, Any]:
+    """What a prompt asks of samplers and what hangs on them, wherever they stand."""
+    return {name: node["inputs"] for name, node in prompt.items()
+            if node["class_type"] in ("KSampler", "EmptyLatentImage", "VAEDecode")}  # fmt: skip
 
 
 def take(page: Any, name: str, previews: list[list[Image.Image]], folder: Path) -> None:
@@ -87,14 +139,10 @@ def take(page: Any, name: str, previews: list[list[Image.Image]], folder: Path) 
     for kind, where in pictures.NODES.items():
         if where == name:
             pictures.save(pictures.node_picture(page, kind), folder / "web" / "docs" / "images" / f"{kind}.png")
-    thumbnail = pictures.thumbnail(name, previews)
-    if of_real_models(example(name)):  # what the demo model draws would be no picture of it
-        page.load(example(name))
-        thumbnail = pictures.graph_square(page, "SafeRegionConditioning")
-    if kind := pictures.SQUARES.get(name):
-        thumbnail = pictures.graph_square(page, kind)
-    pictures.save(pictures.graph_picture(page), folder / "docs" / "images" / f"workflow_{name}.jpg")
-    pictures.save(thumbnail, folder / "example_workflows" / f"{name}.jpg")
+    if kind := pictures.NODE_THUMBNAILS.get(name):
+        previews = [[pictures.node_picture(page, kind)]]
+    pictures.save(pictures.thumbnail(name, previews), folder / "example_workflows" / f"{name}.jpg")
+    pictures.save(pictures.graph_picture(page), folder / "docs" / "images" / f"workflow_{slug(name)}.jpg")
 
 
 @pytest.mark.parametrize("kind", [kind for kind, name in pictures.NODES.items() if name is None])
@@ -111,7 +159,7 @@ def test_a_node_that_is_in_no_example(comfy_page, kind):
 
 def test_the_blueprint_replaces_the_text_encoder_in_one_step(comfy_page, page_info):
     """Its picture is the very one that CLIP Text Encode and Apply Safe Region give."""
-    workflow = changed(example("apply"), page_info, QUICK)
+    workflow = changed(example(APPLY), page_info, QUICK)
     comfy_page.load(workflow)
     page = comfy_page.page
     page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
@@ -138,7 +186,7 @@ def test_the_blueprint_replaces_the_text_encoder_in_one_step(comfy_page, page_in
 
 
 def test_the_help_panel_shows_pages_with_their_pictures(comfy_page):
-    comfy_page.load(example("guard_model"))
+    comfy_page.load(example(GUARD))
     page = comfy_page.page
     pictures.show(comfy_page, "SafeRegionGuardModel", 1, 500, 400)
     page.evaluate("""() => {

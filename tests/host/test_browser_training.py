@@ -6,7 +6,8 @@ import json
 from itertools import count
 from typing import Any
 
-from examples import example
+from browser import READY
+from examples import TRAIN_AND_APPLY, example
 from host import error_text
 
 CHART = "document.querySelector('[aria-label=Training]')"
@@ -17,7 +18,7 @@ SEEDS = count()
 
 def open_example(comfy_page: Any, steps: int, preset: str = "region") -> None:
     """The example of training, without what comes after it."""
-    workflow = example("train_and_apply")
+    workflow = example(TRAIN_AND_APPLY)
     workflow["nodes"] = [node for node in workflow["nodes"] if node["id"] in (2, 3, TRAIN)]
     workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= {2, 3, TRAIN}]
     links = {link[0] for link in workflow["links"]}
@@ -86,7 +87,7 @@ def test_a_page_opened_in_the_midst_of_a_run_shows_it_and_cancels_it(comfy_page)
     until_chart(comfy_page, "chart.textContent.match('discover, step [0-9]')")
     until_chart(comfy_page, "chart.querySelector('img').naturalWidth > 0")
     comfy_page.page.reload()
-    comfy_page.page.wait_for_function("window.app?.graph && window.app?.vueAppReady", timeout=120_000)
+    comfy_page.page.wait_for_function(READY, timeout=120_000)
     open_example(comfy_page, 5000)
     until_chart(comfy_page, "chart.querySelector('rect') && chart.querySelector('polyline').points.length > 2")
     until_chart(comfy_page, "chart.querySelector('img').checkVisibility() && chart.querySelector('img').naturalWidth")

@@ -1,4 +1,4 @@
-"""Combine Safe Regions in a real ComfyUI; the example `two_concepts` draws with it."""
+"""Combine Safe Regions in a real ComfyUI; an example draws with it."""
 
 from __future__ import annotations
 

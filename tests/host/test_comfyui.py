@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from examples import example
+from examples import APPLY, TRAIN_AND_APPLY, example
 from host import PACK, PACK_FOLDER, Graph, Rejected, error_text, to_api
 from PIL import Image
 
@@ -102,7 +102,7 @@ def previews(prompt: dict, outputs: dict) -> list[dict]:
 @pytest.mark.slow
 def test_example_train_and_apply(comfy, object_info):
     prompt, outputs = run_example(
-        comfy, object_info, "train_and_apply",
+        comfy, object_info, TRAIN_AND_APPLY,
         {"TrainSafeRegion": {"steps": 4}, "SaveSafeRegion": {"name": "from-example"}},
     )  # fmt: skip
     assert len(previews(prompt, outputs)) == 4
@@ -119,7 +119,7 @@ def test_example_train_and_apply(comfy, object_info):
     not (PACK / "demo" / "regions" / "demo-weapons.safetensors").exists(), reason="the example region is not made yet"
 )
 def test_example_apply(comfy, object_info):
-    prompt, outputs = run_example(comfy, object_info, "apply")
+    prompt, outputs = run_example(comfy, object_info, APPLY)
     stitched = {name: [comfy.image(i) for i in outputs[name]["images"]] for name in outputs
                 if prompt[name]["class_type"] == "PreviewImage"}  # fmt: skip
     unsafe, harmless = sorted(stitched.values(), key=lambda images: -sum(map(difference, images)))
@@ -213,19 +213,24 @@ def test_training_goes_on_from_a_region_of_the_loader(comfy):
 
 
 def test_interrupting_keeps_what_was_learned_and_the_next_run_works(comfy):
-    g, inputs = graph("epsilon")
-    train = g.add("TrainSafeRegion", **inputs, **TRAINING | {"steps": 5000, "concept": "To interrupt"})
-    g.add("PreviewImage", images=train(2))
-    kept = comfy.base / "models" / "safe_regions" / "interrupted" / "to-interrupt.safetensors"
-    seen = comfy.log().count("Safe Region: discover")
-    prompt_id = comfy.queue(g.prompt)
-    end = time.monotonic() + 120
-    while comfy.log().count("Safe Region: discover") == seen and time.monotonic() < end:
-        time.sleep(0.1)
-    comfy.request("/interrupt", {})
-    assert error_text(comfy.wait(prompt_id, 60)) == "interrupted"
-    assert kept.is_file()
-    assert str(kept) in comfy.log()
+    folder = comfy.base / "models" / "safe_regions" / "interrupted"
+    for number in (1, 2):  # the second one takes nothing from the first
+        g, inputs = graph("epsilon")
+        train = g.add("TrainSafeRegion", **inputs, **TRAINING | {"steps": 5000, "concept": "Stop me", "seed": number})
+        g.add("PreviewImage", images=train(2))
+        seen = comfy.log().count("Safe Region: discover")
+        prompt_id = comfy.queue(g.prompt)
+        end = time.monotonic() + 120
+        while comfy.log().count("Safe Region: discover") == seen and time.monotonic() < end:
+            time.sleep(0.1)
+        comfy.request("/interrupt", {})
+        assert error_text(comfy.wait(prompt_id, 60)) == "interrupted"
+        kept = sorted(folder.glob("stop-me.model.*.safetensors"))
+        assert len(kept) == number
+    assert all(str(path) in comfy.log() for path in kept)
+    found = comfy.get(f"/safe_region/card?name=interrupted/{kept[0].name}")["card"]
+    assert "stopped after" in found["recipe"] and "of 5000 steps" in found["recipe"]
+    assert found["verdict"]["tone"] == "warn" and "interrupted" in found["verdict"]["text"]
     g, inputs = graph("epsilon")
     before = g.add("TestChecksum", model=inputs["model"], clip=inputs["clip"])
     train = g.add("TrainSafeRegion", **inputs, **TRAINING | {"seed": 3})
