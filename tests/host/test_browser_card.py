@@ -143,6 +143,62 @@ def test_the_card_shows_the_region_and_follows_the_list(card):
     assert card.runs()
 
 
+LONG = "Weak: of 18 held-out prompts with new words 7 stay unsafe. Train with more pairs, or with another seed."
+PLACES = """(card) => {
+    const about = document.querySelector(card).querySelector("[tabindex='0']");
+    const frame = about.getBoundingClientRect();
+    return [...about.children].filter((one) => one.textContent.trim())
+        .map((one) => [one.innerText.replaceAll("\\n", ""), one.getBoundingClientRect().bottom <= frame.bottom + 1]);
+}"""
+
+
+def test_what_matters_stands_first_and_is_seen_without_scrolling(card, request):
+    """On a node of its first size, with a long verdict."""
+    name = f"first-{request.node.callspec.id}.safetensors"
+    texts = {"name": "knives and more", "description": "d" * 300, "created": "2026-11-26", "author": ""}
+    (card.folder / name).write_bytes(demo(**texts))
+    words = {"verdict": {"text": LONG, "tone": "warn"}, "unfinished": "120 of 250 steps",
+             "checkpoint": "sdxl_base.safetensors", "base_model": "SDXL", "effect": "held-out words 100% → 39%",
+             "harmless_touched": "touches at most 1.0% of harmless prompts like those of its calibration"}  # fmt: skip
+
+    def told(route: Any) -> None:
+        reply = route.fetch().json()
+        route.fulfill(json=reply | {"card": reply["card"] | words})
+
+    card.page.route("**/safe_region/card", told)
+    workflow = flow(name)
+    workflow["nodes"][0].pop("size")
+    card.comfy.load(workflow)
+    card.shows(LONG)
+    card.page.evaluate("app.canvas.ds.scale = 1; app.canvas.setDirty(true, true)")
+    card.page.wait_for_timeout(500)
+    card.comfy.keep("order", fit=False)
+    places = card.page.evaluate(PLACES, CARD)
+    first = [f"!{LONG}", "!120 of 250 steps", "knives and more", "effect held-out words 100% → 39%",
+             "harmless touches at most 1.0%", "model sdxl_base (SDXL)"]  # fmt: skip
+    assert [text[: len(wanted)] for (text, _), wanted in zip(places, first)] == first
+    assert all(seen for _, seen in places[: len(first)])
+    assert "made on 2026-11-26" in [text for text, _ in places]
+
+
+def test_the_list_says_what_each_file_is(card):
+    card.open(DEMO)
+    card.shows("weapons")
+    combo = "app.graph.getNodeById(1).widgets[0]"
+    card.comfy.until(f"{combo}.options.getOptionLabel('{DEMO}') === 'demo-weapons · weapons · Safe Region demo CLIP'")
+    label = "demo-gender · gender · Safe Region demo CLIP · balance"
+    assert card.page.evaluate(f"{combo}.options.getOptionLabel('demo-gender.safetensors')") == label
+    if card.comfy.vue:
+        return  # where Nodes 2.0 shows other words than values, it asks the same function
+    place = card.page.evaluate("""() => {
+        const { pos: [x, y], widgets: [combo] } = app.graph.getNodeById(1);
+        return app.canvas.ds.convertOffsetToCanvas([x + 160, y + combo.y + 10]);
+    }""")
+    card.page.mouse.click(*place)
+    card.page.locator(".litemenu-entry", has_text=label).click()
+    card.comfy.until(f"{combo}.value === 'demo-gender.safetensors'")
+
+
 def test_a_saved_region_is_listed_at_once(card, request):
     name = f"just saved {request.node.callspec.id}"  # else ComfyUI would not save again for the second renderer
     workflow = flow(DEMO)
@@ -219,8 +275,12 @@ def test_an_embedded_region_travels_with_the_workflow(card, request):
     card.answer(False)
     card.shows("embedded, ")
     card.press("Save as file")
-    card.page.wait_for_function("card => !document.querySelector(card).textContent.includes('embedded')", arg=CARD)
+    card.page.get_by_text("Region saved").first.wait_for(timeout=10_000)
     assert (card.folder / name).read_bytes() == content
+    card.shows("embedded, ")  # and goes on to travel with the workflow
+    assert card.values() == values_of(saved)
+    card.press("Remove from workflow")
+    card.page.wait_for_function("card => !document.querySelector(card).textContent.includes('embedded')", arg=CARD)
     assert "data" not in card.carried() and card.runs()
 
 

@@ -38,7 +38,7 @@ export function toned({ text, tone = "neutral" }) {
   const [mark, colour] = TONES[tone] ?? TONES.neutral;
   const plain = !mark;
   // mixed with the text's own colour it can be read in light themes and in dark ones
-  const ink = plain ? "inherit" : `color-mix(in srgb, ${colour} 65%, var(--input-text))`;
+  const ink = plain ? "inherit" : `color-mix(in srgb, ${colour} 45%, var(--input-text))`;
   return element("div", {
     style: {
       display: "flex", gap: "6px", flexShrink: "0", color: ink,
