@@ -150,7 +150,8 @@ class TrainBalanceRegion(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, optional=True,
-                    tooltip="The same seed and inputs give the same region.",
+                    tooltip="The same seed and inputs give the same region, from the cache. Another one trains anew: "
+                    "leave control after generate on fixed.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="For pictures before and after in the report."),
                 io.Combo.Input(

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(Path.cwd()))  # ComfyUI's tree
-from comfy.cli_args import args  # noqa: E402
+from comfy.cli_args import args
 
 args.cpu = True
 PACK = ModuleType("pack")

@@ -4,7 +4,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,9 +313,28 @@ def test_names_are_cleaned_and_nothing_is_overwritten(comfy):
         save = g.add("SaveSafeRegion", region=train(0), name="../../a<b>|c", author="me", license="CC0-1.0",
                      description="test", overwrite=False)  # fmt: skip
         saved.append(comfy.run(g.prompt)[save()[0]]["text"][0])
-    assert [Path(text.removeprefix("saved: ")) for text in saved] == [
-        folder / "a_b_c.safetensors", folder / "a_b_c_2.safetensors",
-    ]  # fmt: skip
+    assert saved == [f"Saved: models/safe_regions/{name}.safetensors" for name in ("a_b_c", "a_b_c_2")]
+    assert all((folder / text.rpartition("/")[2]).is_file() for text in saved)
+    g, inputs = graph("epsilon")
+    train = g.add("TrainSafeRegion", **inputs, **TRAINING | {"preset": "instant", "steps": 0, "seed": 12})
+    save = g.add("SaveSafeRegion", region=train(0))
+    assert comfy.run(g.prompt)[save()[0]]["text"] == ["Saved: models/safe_regions/weapons.model.safetensors"]
+
+
+def test_the_list_begins_with_the_newest_that_apply_takes_and_says_what_each_is(comfy):
+    known = comfy.get("/safe_region/list")["regions"]
+    assert known["demo-gender.safetensors"]["kind"] == "balance"
+    assert known["demo-weapons.safetensors"] == {"label": "weapons · Safe Region demo CLIP", "kind": "region"}
+    assert list(known)[-1] == "demo-gender.safetensors" or known[list(known)[-1]]["kind"] == "damaged"
+    g, inputs = graph("epsilon")
+    train = g.add("TrainSafeRegion", **inputs, **TRAINING | {"preset": "instant", "steps": 0, "seed": 13})
+    g.add("SaveSafeRegion", region=train(0), name="the newest")
+    comfy.run(g.prompt)
+    known = comfy.get("/safe_region/list")["regions"]
+    first, *_ = known
+    assert first == "the newest.safetensors" and known[first]["label"] == "weapons · model"
+    kind, options = comfy.get("/object_info/SafeRegionLoader")["SafeRegionLoader"]["input"]["required"]["region_name"]
+    assert (options["options"] if kind == "COMBO" else kind) == list(known)
     assert "a_b_c_2.safetensors" in str(comfy.get("/object_info/SafeRegionLoader"))
 
 
