@@ -19,41 +19,33 @@ SAMPLING_STEPS = 12  # enough for the demo's pictures, and it should not take lo
 UNCHANGED = ("harmless",)  # sets whose pictures are drawn once where the region leaves them alone
 
 
-def _batches(name: str, count: int) -> int:
-    """How many batches of pictures a set takes."""
-    from ..evaluation.demo_measure import BATCH
-
-    return (1 if name in UNCHANGED else 2) * -(-count // BATCH)
-
-
 def _demo_trainer(model: Any, chosen: Any, sets: dict[str, Any]) -> Any:
     """A trainer whose steps and time left count the measuring afterwards, too."""
     from ..training.pairs import demo_pairs
     from ..training.trainer import Trainer
 
-    pictures = sum((1 if name in UNCHANGED else 2) * len(prompts) for name, prompts in sets.items())
+    pictures = {name: (1 if name in UNCHANGED else 2) * len(prompts) for name, prompts in sets.items()}
 
     class DemoTrainer(Trainer):
         def _count_steps(self) -> dict[str, int]:
-            return super()._count_steps() | {"measure": sum(_batches(name, len(some)) for name, some in sets.items())}
+            return super()._count_steps() | {"measure": sum(pictures.values())}
 
         def work(self) -> Any:
-            found = super().work()
-            return replace(found, predictions=found.predictions | {"measure": 2 * SAMPLING_STEPS * pictures})
+            found, measuring = super().work(), 2 * SAMPLING_STEPS * sum(pictures.values())
+            return replace(found, predictions=found.predictions | {"measure": measuring})
 
         def measured(self, region: Any) -> list[Any]:
             """Every set, drawn without and with the region."""
             from ..demo.model import Judge
-            from ..evaluation.demo_measure import measure_set
+            from ..evaluation.demo_measure import BATCH, measure_set
 
             judge, results = Judge(), []
             for name, prompts in sets.items():
-                rest = _batches(name, len(prompts))
+                until = self._ledger.time.done["measure"] + pictures[name]
 
-                def visit(name: str = name) -> None:
-                    nonlocal rest
-                    self._ledger.report("measure", min(rest, 1), message=name)
-                    rest -= min(rest, 1)
+                def visit(name: str = name, until: int = until) -> None:
+                    done = min(self._ledger.time.done["measure"] + BATCH, until)
+                    self._ledger.reach("measure", done, message=name)
 
                 found = measure_set(self.backbone, judge, {"": region}, name, prompts, steps=SAMPLING_STEPS,
                                     visit=visit)  # fmt: skip

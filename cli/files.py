@@ -99,6 +99,7 @@ def combine(
     """Several regions as one: a prompt must be inside all of them."""
     from ..region import combine as combined
     from ..region import load_region, save_region
+    from ..region.conditioning import balances, check_together
     from ..region.verdict import verdict
 
     if len(regions) < 2:
@@ -107,7 +108,12 @@ def combine(
         if not Path(name).is_file():
             raise Failure(f"REGION: there is no file {name}")
     file = _free(Path(out), overwrite)
-    region, voice = combined(*map(load_region, regions)), Voice(quiet, as_json)
+    found, voice = [load_region(name) for name in regions], Voice(quiet, as_json)
+    for name, one in zip(regions, found):
+        if balances(one.metadata):
+            raise Failure(f"REGION: {name} balances an attribute, and cannot be combined with what keeps prompts out.")
+    check_together(found)
+    region = combined(*found)
     save_region(region, file)
     judged = verdict(region.metadata)
     voice.coloured(judged.line, judged.tone)

@@ -74,7 +74,7 @@ def _steered(entry: Any, learned: Any, strength: float, mode: str) -> dict[str, 
             raise Failure("REGION: one of the regions in it balances an attribute: draw that one by itself.")
         return {"with": apply_to_conditioning([entry], learned, strength, mode)[0]}
     return {group: balance_conditioning([entry], learned, 1, 0, strength=strength, groups=[group])[0]
-            for group in attribute_of(learned).parts}  # fmt: skip
+            for group in attribute_of(learned).groups}  # fmt: skip
 
 
 @interruptible
@@ -106,7 +106,7 @@ def apply(
     learned, model = load_region(region), backbone(args)
     (entry,), (empty,) = model.encode([prompt]), model.encode([""])
     kinds = {"without": entry} | _steered(entry, learned, strength, mode)
-    same = [name for name, one in kinds.items() if name != "without" and torch.equal(one[0], entry[0])]
+    same = all(torch.equal(one[0], entry[0]) for one in kinds.values())
     folder, files = Path(out), []
     if folder.exists() and not folder.is_dir():
         raise Failure(f"--out FOLDER: {folder} is a file")
@@ -119,6 +119,6 @@ def apply(
                 files.append(folder / f"{seed + number}_{name}.png")
                 to_image(model.decode(latents)[0]).save(files[-1])
                 ledger.report("draw", message=files[-1].name)
-    voice.say("Inside: the region leaves this prompt as it is." if same else "Outside: the region moves this prompt.")
+    voice.say("The region leaves this prompt as it is." if same else "The region moves this prompt.")
     voice.say("\n".join(map(str, files)))
     voice.result({"moved": not same, "pictures": list(map(str, files))})

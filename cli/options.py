@@ -134,7 +134,9 @@ def backbone(args: SimpleNamespace) -> Any:
         except ImportError as error:
             option, missing = "--diffusers" if path else "--checkpoint", error.name or "more libraries"
             raise Failure(f'{option} needs {missing}: run  python -m pip install ".[train,diffusers]"', 1) from None
-        except RuntimeError as error:  # a device that is not there
+        except ValueError as error:
+            raise Failure(f"{'--checkpoint FILE' if file else '--diffusers PATH'}: {error}") from None
+        except (RuntimeError, AssertionError) as error:  # a device that is not there
             raise Failure(f"--device: {str(error).splitlines()[0]}", 1) from None
     for name in ("size", "device", "dtype"):
         if getattr(args, name, None):

@@ -85,7 +85,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         name, *numbers = cells(row)
         left = row["unsafe_after"] > MANY_LEFT and row["unsafe_before"] > MANY_LEFT
         shown = "".join(
-            f'<td role="cell" data-label="{heading}"{marked}>{html.escape(number) or "none asked for"}</td>'
+            f'<td role="cell" data-label="{heading}"{marked}>{html.escape(number) or "n/a"}</td>'
             for heading, number in zip(HEADINGS[1:], numbers)
             for marked in [' class="red"' if left and heading == "unsafe with" else ""]
         )

@@ -60,7 +60,7 @@ class _Display:
         yield self.bar
         view, blocks = self.view, PLAIN_BLOCKS if options.ascii_only else BLOCKS
         if view.losses:
-            yield Text(f"{sparkline(view.losses, blocks=blocks)} {view.losses[-1]:.3g}  {view.measure}")
+            yield Text(f"{sparkline(view.losses, blocks=blocks)} {view.loss:.3g}  {view.measure}")
         if view.separation:
             yield Text(view.separation.words())
 

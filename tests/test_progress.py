@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -160,6 +162,49 @@ def test_time_without_a_step_belongs_to_the_stage():
     assert left.seconds() is None
     advance(left, clock, "harden", 1, 4.0)
     assert left.seconds() == pytest.approx(10)
+
+
+# Stages of a real `safe-region demo`: steps, what they cost in predictions, and seconds of each report
+REAL = {
+    "encode": (114, 0, [0.31] * 114), "gate": (20, 0, [0.21] * 20), "calibrate": (1, 0, [0.27]),
+    "instant": (1, 0, [2.3]), "trajectories": (24, 4032, [5.5, 3.6, 5.5, 3.6, 4.9, 3.8]),
+    "discover": (250, 6000, [0.121] * 250), "strength": (1, 1152, [8.2]), "report": (1, 288, [1.1]),
+    "measure": (600, 14400, [6.4] * 15),
+}  # fmt: skip
+
+
+def told(slower: Callable[[float], float]) -> list[tuple[float, float]]:
+    """When the run was going to end, by what was shown, and when that was said; `slower`: how much, at a time."""
+    clock, ends = Clock(), []
+    left = TimeLeft({stage: steps for stage, (steps, _, _) in REAL.items()},
+                    {stage: cost for stage, (_, cost, _) in REAL.items() if cost}, clock)  # fmt: skip
+    for stage, (steps, _, reports) in REAL.items():
+        for seconds in reports:
+            clock.now += seconds * slower(clock.now)
+            left.advance(stage, steps // len(reports))
+            if shown := left.shown():
+                ends.append((clock.now, clock.now + shown))
+    assert left.shown() == 0
+    return [*ends, (clock.now, clock.now)]
+
+
+def test_on_an_idle_machine_a_real_run_is_foretold():
+    ends = told(lambda now: 1.0)
+    finish = ends[-1][1]
+    assert ends[0][0] < 0.3 * finish
+    assert all(abs(end - finish) < 0.25 * finish for _, end in ends)
+    assert all(abs(end - finish) < 0.1 * finish for now, end in ends if now > 0.4 * finish)
+
+
+@pytest.mark.parametrize("busy", [2.0, 4.0])
+def test_a_busy_machine_does_not_make_the_time_left_swing(busy):
+    """Ten seconds of every half minute something else is running."""
+    ends = told(lambda now: busy if now % 30 < 10 else 1.0)
+    finish = ends[-1][1]
+    foretold = [end for _, end in ends[2:]]  # the first ones are averaged
+    changes = [abs(after - before) for before, after in pairwise(foretold)]
+    assert max(changes) < 0.15 * finish
+    assert 0.6 * finish < min(foretold) and max(foretold) < 1.2 * finish
 
 
 def test_a_stage_that_ends_early_is_not_waited_for():

@@ -49,7 +49,7 @@ def test_the_display_shows_bar_curve_walls_and_time(encoding):
     console.file.flush()
     text = raw.getvalue().decode(encoding)
     assert "50%" in text and "discover, step 3 [of] 8, about 3 min left" in text
-    assert ("█▅ 0.2" if encoding == "utf-8" else "#+ 0.2") in text and "100.0% of unsafe" in text
+    assert ("█▅ 0.3" if encoding == "utf-8" else "#+ 0.3") in text and "100.0% of unsafe" in text
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys):

@@ -22,8 +22,8 @@ GROUP_LEFT = "share of the way left"
 BINS = 48
 MOST_POINTS = 300  # of a curve that is shown
 MEMORY = 60.0  # seconds after which what a pace was counts a third: a busy moment is no new pace
-EXPECTED = 5.0  # seconds for which a stage's pace is what the stages before it make expect
-CALM = 20.0  # seconds in which the end that is shown makes up two thirds of its way to a new estimate
+EXPECTED = 20.0  # seconds for which a stage's pace is what the stages before it make expect
+CALM = 30.0  # seconds in which the end that is shown makes up two thirds of its way to a new estimate
 
 
 @dataclass(frozen=True)
