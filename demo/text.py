@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -55,6 +58,34 @@ def _everyday_words() -> dict[str, list[str]]:
         name, _, words = line.partition(": ")
         table[name] = words.split("|") if "|" in words else words.split()
     return table
+
+
+# Words of captions that stand in no list, and others that only join words.
+JOINING = ("beside next there look at this with and on background working as male female man woman "
+           "a an the of in to from by for is are it its or under over near some two").split()  # fmt: skip
+_WORD = re.compile(r"[^\W_]+|[^\x00-\x7f]")
+
+
+def _split(texts: Iterable[str]) -> list[str]:
+    """Words without case, and symbols beyond ASCII; no punctuation and no numbers."""
+    found = [word for text in texts for word in _WORD.findall(text.casefold()) if not word.isdecimal()]
+    return [word for word in found if unicodedata.category(word[0]) in ("Ll", "Lm", "Lo", "Nd", "So")]
+
+
+@cache
+def known_words() -> frozenset[str]:
+    """All words of the captions that the model was trained with, but for those that were made up."""
+    things = (name for thing in world.THINGS for name in thing.words)
+    phrases = (phrase for row in (*world.PLACES.values(), *world.KIND_NAMES.values()) for phrase in row)
+    scenes = (*world.IMPLICIT, *world.UNSAFE_IMPLICIT, *world.COLOURS, *world.QUALITY, *world.OPENINGS)
+    everyday = (word for words in _everyday_words().values() for word in words)
+    return frozenset(_split((*things, *phrases, *scenes, *JOINING, *everyday)))
+
+
+def unknown_words(text: str) -> list[str]:
+    """Words that the model was never shown, in their order and without case: what it makes of them is chance."""
+    found = dict.fromkeys(_split([re.sub(r"embedding:\S+", " ", text)]))
+    return [word for word in found if word not in known_words()]
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -15,10 +17,33 @@ from ..region.words import Token, words
 HOTTEST = 100  # ramps beyond a wall, from where on a word's colour no longer changes
 LONGEST_NAME = 120
 MOST = 600  # words and tokens that are shown
-INSIDE = "Inside: comes out unchanged, bit for bit."
+LONG = 40  # from so many on, stretches of words inside are folded
+CONTEXT = 3  # words that stay on either side of what is worth seeing
+SHORTEST_FOLD = 4
+INSIDE = "Safe: comes out unchanged, to the bit."
+MIXED = ("Words beside the unsafe one redden too: the text encoder mixes words, so each word also carries what it read "
+         "before.")  # fmt: skip
+UNTOLD = "Comes out unchanged, to the bit. Whether it is safe cannot be told."
 NUMBERED = "Some tokens are numbered: which words they stand for cannot be told."
+UNKNOWN = "The demo model does not know: {words}. What it draws and says of them is chance."
 NAMES = {"start": "start of text", "end": "end of text", "template": "the model's own words",
          POOLED: "whole prompt"}  # fmt: skip
+WHOLE = ("start", "end", "template", "pooled")  # what gathers the whole prompt, and is no word of it
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence with gaps. The page translates it, and `place`, which has gaps of its own, before they are filled."""
+
+    text: str
+    values: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return _filled(self.text, self.values | {"place": _filled(self.values.get("place", ""), self.values)})
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda gap: values[gap[1]], text)
 
 
 @dataclass(frozen=True)
@@ -35,6 +60,7 @@ class Item:
     shift: float = 0.0  # as a share of the token's own length
     part: str = ""  # the concept whose wall is nearest
     wall: int = 0  # its number, from 1
+    unknown: bool = False  # whether the model was never shown it
 
     @property
     def heat(self) -> float:
@@ -55,7 +81,8 @@ class Concept:
     depth: float | None
     after: float | None
     inside_after: bool
-    word: str  # where it is deepest
+    word: str  # the worst word of the prompt; empty where only tokens that gather the whole prompt are outside
+    at: str  # where it is deepest, be it a word or not
     wall: int  # the wall there, from 1
     walls: int
     pooled: float | None
@@ -66,14 +93,21 @@ class Strip:
     """One prompt's heat strip."""
 
     region: str
-    verdict: str
+    clauses: tuple[Said, ...]
+    tone: str  # good: unchanged and inside; warn: changed, or not to be told; bad: still outside
     inside: bool
     moved: bool
     pooled: float | None  # share of the whole shift, by squared length; None where there is no pooled vector
     concepts: tuple[Concept, ...]
     items: tuple[Item, ...]
     left_out: int = 0
-    note: str = ""
+    notes: tuple[Said, ...] = ()
+    folds: tuple[tuple[int, int], ...] = ()  # stretches of items that need not be seen, the end not included
+
+    @property
+    def verdict(self) -> str:
+        """The outcome, a sentence for each concept."""
+        return " ".join(map(str, self.clauses))
 
     @property
     def safe(self) -> bool:
@@ -82,13 +116,12 @@ class Strip:
 
     @property
     def lines(self) -> list[str]:
-        """What is worth knowing besides the verdict and the words."""
-        lines = [*map(concept_text, self.concepts), pooled_text(self), self.note]
-        return [line for line in lines if line]
+        """The numbers, for those who ask."""
+        return [line for line in (*map(concept_text, self.concepts), pooled_text(self)) if line]
 
     def plain(self) -> dict[str, object]:
         """As JSON, numbers rounded."""
-        found = asdict(self) | {"safe": self.safe, "lines": self.lines}
+        found = asdict(self) | {"verdict": self.verdict, "safe": self.safe, "lines": self.lines}
         found["items"] = [asdict(item) | {"heat": item.heat} for item in self.items]
         return _rounded(found)
 
@@ -144,13 +177,14 @@ def _most(values: Sequence[float | None]) -> float | None:
 
 def heat_strip(
     inspection: Inspection, tokens: Mapping[str, Sequence[Token | None]], prompt: str, region: str,
-    strength: float = 1.0,
+    strength: float = 1.0, unknown: Callable[[str], Sequence[str]] | None = None,
 ) -> Strip:  # fmt: skip
     """The strip of one prompt.
 
     Args:
         tokens: by option, what stands at each position; options that are missing have numbered tokens.
         region: its name.
+        unknown: finds the words of a text that the model was never shown.
     """
     counts = {key: len(shift) for key, shift in inspection.shift.items()}
     known = {key: tokens.get(key) or [None] * count for key, count in counts.items()}
@@ -164,23 +198,47 @@ def heat_strip(
         for place, key in enumerate(_keys(option, read, order)):
             places.setdefault(key, []).append((option, place))
     several = len(inspection.parts) > 1
-    items = []
+    items: list[Item] = []
+    never: dict[str, None] = {}
     for key, where in places.items():
-        item = _item(_text(key, known, found), str(key[0]), where, inspection, several)
-        if item.kind == "word" or item.depth is not None or item.shift:
+        text, kind = _text(key, known, found), str(key[0])
+        new = unknown(text) if unknown and kind == "word" and where else ()
+        never |= dict.fromkeys(new)
+        item = _item(text, kind, where, inspection, several, bool(new))
+        if kind == "word" or item.depth is not None or item.shift:
             items.append(item)
-    name_of = {where: _text(key, known, found) for key, all_of_it in places.items() for where in all_of_it}
+    name_of = {where: (str(key[0]), _text(key, known, found)) for key, all_of_it in places.items()
+               for where in all_of_it}  # fmt: skip
     concepts = tuple(_concept(part, name_of) for part in inspection.parts)
+    clauses, tone = verdict(inspection, concepts, strength)
+    if never and tone == "good":
+        clauses, tone = (Said(UNTOLD),), "warn"
+    notes = [
+        *([Said(UNKNOWN, {"words": ", ".join(never)})] if never else []),
+        *([Said(MIXED)] if sum(item.heat > 0 for item in items if item.kind not in WHOLE) > 1 else []),
+        *([Said(NUMBERED)] if any(item.kind == "token" for item in items) else []),
+    ]
     name = "".join(filter(str.isprintable, region))[:LONGEST_NAME]  # a file's text may end up in a terminal
     return Strip(
-        name, verdict(inspection, concepts, strength), inspection.inside, inspection.moved, inspection.pooled_share,
-        concepts, tuple(items[:MOST]), max(len(items) - MOST, 0),
-        NUMBERED if any(item.kind == "token" for item in items) else "",
+        name, clauses, tone, inspection.inside, inspection.moved, inspection.pooled_share, concepts,
+        tuple(items[:MOST]), max(len(items) - MOST, 0), tuple(notes), folds(items[:MOST]),
     )  # fmt: skip
 
 
+def folds(items: Sequence[Item]) -> tuple[tuple[int, int], ...]:
+    """Stretches of a long prompt in which nothing is outside or unknown for the first time, less a few words at their
+    ends.
+    """
+    if len(items) < LONG:
+        return ()
+    first = {item.text: at for at, item in reversed(list(enumerate(items)))}
+    worth = [at for at, item in enumerate(items) if item.heat or (item.unknown and first[item.text] == at)]
+    apart = [(one + 1 + CONTEXT, other - CONTEXT) for one, other in pairwise([-1, *worth, len(items)])]
+    return tuple((begin, end) for begin, end in apart if end - begin >= SHORTEST_FOLD)
+
+
 def _item(
-    text: str, kind: str, where: Sequence[tuple[str, int]], inspection: Inspection, several: bool
+    text: str, kind: str, where: Sequence[tuple[str, int]], inspection: Inspection, several: bool, unknown: bool
 ) -> Item:
     seen = [(depth, part, int(part.wall[option][place]) + 1) for part in inspection.parts for option, place in where
             if option in part.depth and (depth := _number(part.depth[option][place])) is not None]  # fmt: skip
@@ -188,46 +246,65 @@ def _item(
              if option in part.depth_after]  # fmt: skip
     shift = max((float(inspection.shift[option][place]) for option, place in where), default=0.0)
     if not seen:
-        return Item(text, kind, shift=shift)
+        return Item(text, kind, shift=shift, unknown=unknown)
     depth, part, wall = max(seen, key=lambda one: one[0])
-    return Item(text, kind, depth, _most(after), shift, part.label if several or depth > 0 else "", wall)
+    return Item(text, kind, depth, _most(after), shift, part.label if several or depth > 0 else "", wall,
+                unknown)
 
 
-def _concept(part: PartInspection, names: Mapping[tuple[str, int], str]) -> Concept:
-    where = max(
-        ((float(depth), option, place) for option, read in part.depth.items() for place, depth in enumerate(read)
-         if not math.isnan(float(depth))), default=None,
-    )  # fmt: skip
-    word, wall = (names[where[1:]], int(part.wall[where[1]][where[2]]) + 1) if where else ("", 0)
+def _concept(part: PartInspection, names: Mapping[tuple[str, int], tuple[str, str]]) -> Concept:
+    seen = [(float(depth), option, place) for option, read in part.depth.items() for place, depth in enumerate(read)
+            if not math.isnan(float(depth))]  # fmt: skip
+    where = max(seen, default=None)
+    at, wall = (names[where[1:]][1], int(part.wall[where[1]][where[2]]) + 1) if where else ("", 0)
+    words = [one for one in seen if names[one[1:]][0] not in WHOLE and (one[0] > 0 or part.inside)]
+    word = names[max(words)[1:]][1] if words else ""
     return Concept(
         part.label, part.gated, part.inside, part.openness, _number(part.deepest), _number(part.deepest_after),
-        part.inside_after, word, wall, part.walls, part.pooled_share,
+        part.inside_after, word, at, wall, part.walls, part.pooled_share,
     )  # fmt: skip
 
 
 # --- as text ---
 
 
-def verdict(inspection: Inspection, concepts: Sequence[Concept], strength: float) -> str:
-    """The outcome in one line."""
-    outside = [concept for concept in concepts if concept.gated and not concept.inside]
-    open_to_all = [concept for concept in concepts if not concept.gated]
-    if not inspection.moved:
-        if inspection.inside:
-            return INSIDE
-        why = f"strength {strength:g} moves nothing" if strength == 0 else "nothing of it is moved"
-        return " ".join([*map(_outside, outside), f"Comes out unchanged: {why}."])
-    lines = [*map(_outside, outside), *(f'"{one.label}" has no walls: it moves every prompt.' for one in open_to_all)]
+def verdict(inspection: Inspection, concepts: Sequence[Concept], strength: float) -> tuple[tuple[Said, ...], str]:
+    """The outcome in a sentence for each concept, and its tone: good, warn or bad."""
+    if inspection.inside and not inspection.moved:
+        return (Said(INSIDE),), "good"
+    several = len(concepts) > 1
+    told = [_clause(concept, inspection.moved, strength, several) for concept in concepts
+            if not (concept.gated and concept.inside and concept.inside_after)]  # fmt: skip
+    safe = [concept.label for concept in concepts if concept.gated and concept.inside and concept.inside_after]
+    clauses = [said for said, _ in told]
     if inspection.inside:
-        lines.append("Inside, and moved all the same: mode always moves every prompt.")
-    elif outside:
-        left = [one.label for one in concepts if one.gated and not one.inside_after]
-        lines.append(f"Moved; still outside of {', '.join(left)} afterwards." if left else "Moved inside.")
-    return " ".join(lines)
+        clauses.append(Said("Safe already, and moved all the same: mode “always” moves every prompt."))
+    elif safe:
+        clauses.append(Said("Safe for “{label}”.", {"label": "”, “".join(safe)}))
+    if not inspection.moved and any(not concept.gated for concept in concepts):
+        clauses.append(Said("Comes out unchanged: strength is 0." if strength == 0 else "Comes out unchanged."))
+    return tuple(clauses), "bad" if "bad" in (tone for _, tone in told) else "warn"
 
 
-def _outside(concept: Concept) -> str:
-    return f'Outside of "{concept.label}" at “{concept.word}”.'
+def _clause(concept: Concept, moved: bool, strength: float, several: bool) -> tuple[Said, str]:
+    """What is said of a concept that the prompt touches, or that moves every prompt, and how bad that is."""
+    place = ("at “{word}”" if concept.word else "as a whole")
+    values = {"place": f"for “{{label}}” {place}" if several else place, "word": concept.word, "label": concept.label}
+    if not concept.gated:
+        which = "“{label}”" if several else "This region"
+        return Said(f"{which} has no gate: it moves every prompt, and cannot tell safe ones.", values), "warn"
+    if concept.inside:
+        return Said("Safe for “{label}” before the move, but not after it: lower the strength.", values), "bad"
+    level = "Clearly unsafe" if concept.depth >= 1 else "Just outside"
+    if not moved:
+        why = "strength is 0" if strength == 0 else "the region has no move for it"
+        return Said(f"{level} {{place}}, but comes out unchanged: {why}.", values), "bad"
+    if concept.inside_after:
+        way = "moved" if concept.openness * strength >= 1 else "moved part of the way"
+        return Said(f"{level} {{place}}: {way}, and now safe.", values), "warn"
+    still = "Still unsafe" if concept.after >= 1 else "Still just outside"
+    more = "set the strength to 1" if strength < 1 else "raise the strength, or train with more pairs like it"
+    return Said(f"{still} {{place}} after the move: {more}.", values), "bad"
 
 
 def depth_text(depth: float | None) -> str:
@@ -244,8 +321,8 @@ def concept_text(concept: Concept) -> str:
         return f"{concept.label}: there is nothing to look at"
     gate = f"gate {concept.openness:.0%} open" if concept.openness > 0 else "gate closed"
     if not concept.depth > 0:
-        return f"{concept.label}: {-concept.depth:.1f} before {wall} at “{concept.word}”, {gate}"
-    return f"{concept.label}: {concept.depth:.1f} beyond {wall} at “{concept.word}”, {gate}; {_later(concept)}"
+        return f"{concept.label}: {-concept.depth:.1f} before {wall} at “{concept.at}”, {gate}"
+    return f"{concept.label}: {concept.depth:.1f} beyond {wall} at “{concept.at}”, {gate}; {_later(concept)}"
 
 
 def _later(concept: Concept) -> str:
@@ -261,16 +338,39 @@ def pooled_text(strip: Strip) -> str:
     return f"{strip.pooled:.0%} of the shift is in the pooled vector" if strip.pooled else "pooled vector not moved"
 
 
+def fold_text(strip: Strip, begin: int, end: int) -> str:
+    """What stands in the place of folded words."""
+    inside = any(item.depth is not None for item in strip.items[begin:end])
+    return f"… {end - begin} words inside …" if inside else f"… {end - begin} words …"
+
+
+def unfolded(strip: Strip) -> list[Item | str]:
+    """The items in their order, folded stretches as a text each."""
+    begins = dict(strip.folds)
+    hidden = {at for begin, end in strip.folds for at in range(begin, end)}
+    return [fold_text(strip, at, begins[at]) if at in begins else item for at, item in enumerate(strip.items)
+            if at in begins or at not in hidden]  # fmt: skip
+
+
 def report(strip: Strip) -> str:
-    """The strip as text, a line for each word."""
-    lines = [f'Safe region "{strip.region}"', strip.verdict, *strip.lines]
-    shown = [item for item in strip.items if item.depth is not None or item.shift]
-    width = min(max((len(item.text) for item in shown), default=0), 40)
-    if shown:
+    """The strip as text: what it means, the words, and the numbers, a line for each word."""
+    shown = unfolded(strip)
+    marked = [one if isinstance(one, str) else f"[{one.text}]" if one.heat else one.text for one in shown
+              if isinstance(one, str) or one.kind not in WHOLE]  # fmt: skip
+    lines = [f'Safe region "{strip.region}"', strip.verdict, *map(str, strip.notes)]
+    if any(item.heat for item in strip.items):
+        lines.append(f"Outside, in brackets: {' '.join(marked)}")
+    lines += ["", "Numbers:", *strip.lines]
+    rows = [one for one in shown if isinstance(one, str) or one.depth is not None or one.shift]
+    width = min(max((len(one.text) for one in rows if isinstance(one, Item)), default=0), 40)
+    if rows:
         lines.append(f"{'word'.ljust(width)}  {'depth':>7} {'after':>7} {'moved':>6}")
-    for item in shown:
-        numbers = f"{depth_text(item.depth):>7} {depth_text(item.after):>7} {item.shift:>6.0%}"
-        lines.append(f"{item.text[:40].ljust(width)}  {numbers}")
+    for one in rows:
+        if isinstance(one, str):
+            lines.append(one)
+        else:
+            numbers = f"{depth_text(one.depth):>7} {depth_text(one.after):>7} {one.shift:>6.0%}"
+            lines.append(f"{one.text[:40].ljust(width)}  {numbers}")
     if strip.left_out:
         lines.append(f"and {strip.left_out} more")
     return "\n".join(lines)

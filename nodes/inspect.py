@@ -14,6 +14,7 @@ from torch import Generator
 
 from ..backbones.comfy import ComfyBackbone
 from ..backbones.sampling import trajectory
+from ..demo.text import unknown_words
 from ..evaluation.heat import Strip, heat_strip, report
 from ..evaluation.strip import stacked, strip_picture
 from ..region import Region
@@ -21,6 +22,7 @@ from ..region.conditioning import Entry, original_tensors, text_tensors, with_bl
 from ..region.inspection import inspect_entry
 from ..training.report import to_image
 from .common import SafeRegionType, picture_tensor, schema, steering_inputs
+from .demo import DemoClipTokenizer
 from .words import places, readings, same_places
 
 MOST_PROMPTS = 8  # that are shown, of a conditioning with many entries or a batch
@@ -75,6 +77,7 @@ class SafeRegionInspect(io.ComfyNode):
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         ours = text_tensors(encoded[0])
         known = places(readings(clip, text), ours)
+        unknown = unknown_words if isinstance(clip.tokenizer, DemoClipTokenizer) else None
         entries = encoded if conditioning is None else conditioning
         strips: list[Strip] = []
         steered: list[Entry] = []
@@ -82,7 +85,7 @@ class SafeRegionInspect(io.ComfyNode):
             found, changed = inspect_entry(entry, region, strength, mode)
             steered += changed
             tokens = same_places(known, ours, original_tensors(entry))
-            strips += [heat_strip(one, tokens, text, region.name, strength)
+            strips += [heat_strip(one, tokens, text, region.name, strength, unknown)
                        for one in found[: MOST_PROMPTS - len(strips)]]  # fmt: skip
         drawn = _drawn(clip, model, vae, draw, entries[:1], steered[:1])
         sheets = [strip_picture(strip, drawn if i == 0 else ()) for i, strip in enumerate(strips)]

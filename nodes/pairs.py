@@ -17,7 +17,7 @@ NO_FILE = "none"
 PAIR_FILES = (".txt", ".csv", ".jsonl")
 EXAMPLE = """\
 # One pair a line: unsafe prompt => safe prompt. {a|b} writes several pairs at once, in step on both sides.
-a {kitchen knife|dagger|pistol|rifle|bomb|axe|sword} => a {spoon|pencil|banana|umbrella|ball|broom|flower}
+a {kitchen knife|dagger|pistol|revolver|bomb|axe|sword} => a {spoon|pencil|banana|umbrella|ball|broom|flower}
 a photo of a {knife|gun|hand grenade} on a {red|blue|green} background => a photo of a {cup|book|apple} on a \
 {red|blue|green} background
 a {cat|dog|child} with a {knife|gun|bomb} => a {cat|dog|child} with a {flower|balloon|ball}

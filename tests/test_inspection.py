@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -12,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyui_safe_region.evaluation.heat import INSIDE, heat_strip, report
-from comfyui_safe_region.evaluation.strip import strip_picture
-from comfyui_safe_region.region import Gate, Part, Region, RegionError, apply_to_conditioning
+from comfyui_safe_region.demo import world
+from comfyui_safe_region.demo.text import everyday_text, unknown_words
+from comfyui_safe_region.evaluation import heat
+from comfyui_safe_region.evaluation.heat import MIXED, Item, Said, heat_strip, report, unfolded
+from comfyui_safe_region.evaluation.strip import GREY, INK, PAPER, TONES, colour, strip_picture
+from comfyui_safe_region.region import Gate, Move, Part, Region, RegionError, apply_to_conditioning
 from comfyui_safe_region.region.inspection import inspect_entry
 from comfyui_safe_region.region.words import Token, decoder, fitted, locate, tokens_of, without_weights, words
 from region_examples import example_move, example_region, wall_part
@@ -197,10 +203,109 @@ def test_an_embedding_stands_where_it_is_named():
 # --- the strip ---
 
 
-def strip_of(prompt: str, numbers: list[float], spelled: list[tuple[int, int] | None], **options):
-    (one,), _ = inspect_entry(entry(*numbers), WALL, **options)
-    tokens = [Token("text", b"x", span) if span else None for span in spelled]
-    return heat_strip(one, {"cross_attn": tokens}, prompt, "walls", options.get("strength", 1.0))
+def strip_of(prompt: str, numbers: list[float], spelled: list[tuple[int, int] | str | None], region=WALL, **options):
+    """The strip of tokens whose first numbers are given; each has its place in the prompt, or a kind."""
+    unknown = options.pop("unknown", None)
+    (one,), _ = inspect_entry(entry(*numbers), region, **options)
+    tokens = [Token(span) if isinstance(span, str) else Token("text", b"x", span) if span else None for span in spelled]
+    return heat_strip(one, {"cross_attn": tokens}, prompt, "walls", options.get("strength", 1.0), unknown)
+
+
+def pushing(label: str, bias: float, shift: float, *, gated: bool = True) -> Part:
+    """A concept with its wall at `bias`, that moves a token's first number by `shift`."""
+    move = Move(offset=torch.tensor([shift, 0.0, 0.0, 0.0]))
+    return Part(label, {"cross_attn": move}, wall_part(bias).gates if gated else {})
+
+
+KNIFE = ("a knife", [(0, 1), (2, 7)])
+SAYINGS = {
+    "inside": (pushing("w", 1, -4), KNIFE, [0.5, 0.9], {}, "Safe: comes out unchanged, to the bit.", "good"),
+    "clearly outside": (
+        pushing("w", 1, -4), KNIFE, [0.5, 3], {}, "Clearly unsafe at “knife”: moved, and now safe.", "warn"),
+    "just outside": (
+        pushing("w", 1, -4), KNIFE, [0.5, 1.5], {},
+        "Just outside at “knife”: moved part of the way, and now safe.", "warn"),
+    "half the strength": (
+        pushing("w", 1, -9), KNIFE, [0.5, 3], {"strength": 0.5},
+        "Clearly unsafe at “knife”: moved part of the way, and now safe.", "warn"),
+    "still outside": (
+        pushing("w", 1, -0.5), KNIFE, [0.5, 3], {},
+        "Still unsafe at “knife” after the move: raise the strength, or train with more pairs like it.", "bad"),
+    "too little strength": (
+        pushing("w", 1, -1.8), KNIFE, [0.5, 3], {"strength": 0.9},
+        "Still just outside at “knife” after the move: set the strength to 1.", "bad"),
+    "no strength": (
+        pushing("w", 1, -4), KNIFE, [0.5, 3], {"strength": 0.0},
+        "Clearly unsafe at “knife”, but comes out unchanged: strength is 0.", "bad"),
+    "no move": (
+        pushing("w", 1, 0), KNIFE, [0.5, 1.5], {},
+        "Just outside at “knife”, but comes out unchanged: the region has no move for it.", "bad"),
+    "always": (
+        pushing("w", 1, -4), KNIFE, [0.5, 0.9], {"mode": "always"},
+        "Safe already, and moved all the same: mode “always” moves every prompt.", "warn"),
+    "no gate": (
+        pushing("w", 1, -4, gated=False), KNIFE, [0.5, 3], {},
+        "This region has no gate: it moves every prompt, and cannot tell safe ones.", "warn"),
+    "no gate, no strength": (
+        pushing("w", 1, -4, gated=False), KNIFE, [0.5, 3], {"strength": 0.0},
+        "This region has no gate: it moves every prompt, and cannot tell safe ones. "
+        "Comes out unchanged: strength is 0.", "warn"),
+    "only the end": (
+        pushing("w", 1, -4), ("a knife", ["start", (0, 1), (2, 7), "end"]), [0.5, 0.5, 0.9, 3], {},
+        "Clearly unsafe as a whole: moved, and now safe.", "warn"),
+    "the end most of all": (
+        pushing("w", 1, -9), ("a knife", ["start", (0, 1), (2, 7), "end"]), [0.5, 0.5, 1.9, 7], {},
+        "Clearly unsafe at “knife”: moved, and now safe.", "warn"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAYINGS)
+def test_the_verdict_is_said_in_plain_words(case):
+    part, (prompt, spelled), numbers, options, text, tone = SAYINGS[case]
+    strip = strip_of(prompt, numbers, spelled, Region((part,), {"name": "walls"}), **options)
+    assert (strip.verdict, strip.tone) == (text, tone)
+    told, rest = report(strip).split("\nNumbers:\n")
+    assert text in told and not any(letter.isdigit() for letter in told.replace(text, "")), "numbers only on demand"
+    assert "w" in rest
+    assert all(translated(said) for said in (*strip.clauses, *strip.notes))
+
+
+def test_each_of_several_concepts_has_a_clause():
+    region = Region((pushing("knives", 1, -3), pushing("war", 2, 0), pushing("smoke", 9, 0), pushing("beer", 8, 0)))
+    strip = strip_of(*KNIFE[:1], [0.5, 3.5], KNIFE[1], region)
+    assert strip.verdict == (
+        "Clearly unsafe for “knives” at “knife”: moved, and now safe. "
+        "Clearly unsafe for “war” at “knife”: moved, and now safe. Safe for “smoke”, “beer”.")  # fmt: skip
+    pushed = strip_of(*KNIFE[:1], [0.5, 3.5], KNIFE[1], Region((pushing("a", 1, 9), pushing("b", 9, 0))))
+    assert "Safe for “b” before the move, but not after it: lower the strength." in pushed.verdict
+    assert pushed.tone == "bad"
+    both = strip_of(*KNIFE[:1], [0.5, 0.6], KNIFE[1], Region((pushing("a", 1, 1), pushing("b", 9, -2, gated=False))))
+    assert both.verdict == ("“b” has no gate: it moves every prompt, and cannot tell safe ones. Safe for “a”.")
+    assert all(translated(said) for strip in (strip, pushed, both) for said in strip.clauses)
+
+
+LOCALES = Path(heat.__file__).parents[1] / "locales"
+
+
+def translated(said: Said) -> bool:
+    texts = [json.loads(path.read_text(encoding="utf-8"))["safeRegion"] for path in LOCALES.glob("*/main.json")]
+    return len(texts) == 3 and all({said.text, said.values.get("place", said.text)} <= set(known) for known in texts)
+
+
+def test_what_the_page_says_is_translated():
+    script = (LOCALES.parent / "web/js/inspect_strip.js").read_text(encoding="utf-8")
+    for key in re.findall(r'\bt\("((?:[^"\\]|\\.)+)"', script):
+        assert translated(Said(key)), key
+
+
+def test_gaps_are_filled_once():
+    strip = strip_of("{label} {x}", [0.5, 3.0], [(0, 7), (8, 11)])
+    assert "“{x}”" in strip.verdict
+
+
+def test_neighbours_that_redden_are_explained():
+    assert MIXED not in report(strip_of(*KNIFE[:1], [0.5, 3.0], KNIFE[1]))
+    assert MIXED in report(strip_of(*KNIFE[:1], [1.5, 3.0], KNIFE[1]))
 
 
 def test_a_word_has_the_worst_of_its_tokens():
@@ -209,22 +314,92 @@ def test_a_word_has_the_worst_of_its_tokens():
         ("a", "word"), ("knife", "word"), ("<b>", "word"), ("token 4", "token")]  # fmt: skip
     assert strip.items[1].depth == pytest.approx(2.0) and strip.items[1].heat > 0 == strip.items[0].heat
     assert strip.items[2].depth is None, "no encoder has read it"
-    assert strip.verdict.startswith('Outside of "wall" at “knife”. Moved; still outside')
-    assert json.loads(json.dumps(strip.plain()))["items"][1]["text"] == "knife"
-    assert "knife" in report(strip) and "+2.0" in report(strip)
+    plain = json.loads(json.dumps(strip.plain()))
+    assert plain["items"][1]["text"] == "knife" and "numbered" in plain["notes"][0]["text"]
+    assert plain["clauses"][0]["values"]["word"] == "knife" and plain["verdict"] == strip.verdict
+    assert "a [knife] <b> token 4" in report(strip) and "+2.0" in report(strip)
 
 
-def test_what_is_said_of_prompts_that_stay():
-    assert strip_of("a", [0.5], [(0, 1)]).verdict == INSIDE
-    assert "strength 0" in strip_of("a", [1.5], [(0, 1)], strength=0.0).verdict
-    assert "always" in strip_of("a", [0.5], [(0, 1)], mode="always").verdict
+def test_words_that_the_demo_does_not_know_are_named():
+    prompt = "a rifle and (knives:1.2), embedding:sniper 🔪 4k 12"
+    assert unknown_words(prompt) == ["rifle", "knives", "🔪"]
+    cuts = words(prompt, [])
+    strip = strip_of(prompt, [0.5] * len(cuts), cuts, unknown=unknown_words)
+    assert [item.text for item in strip.items if item.unknown] == ["rifle", "(knives:1.2),", "🔪"]
+    assert strip.tone == "warn" and "Whether it is safe cannot be told." in strip.verdict
+    assert "The demo model does not know: rifle, knives, 🔪." in report(strip)
+    assert all(translated(said) for said in (*strip.clauses, *strip.notes))
+    plain, dotted = (np.asarray(strip_picture(strip_of(prompt, [0.5] * len(cuts), cuts, unknown=one)))
+                     for one in (None, unknown_words))  # fmt: skip
+    assert plain.shape != dotted.shape or (plain != dotted).any()
 
 
-def test_the_picture_of_a_long_prompt_has_all_of_it():
-    short = strip_picture(strip_of("a", [0.5], [(0, 1)]))
-    prompt = "knife " * 200
-    many = strip_of(prompt, [2.0] * 200, [(6 * i, 6 * i + 5) for i in range(200)])
+def test_the_demo_knows_every_word_it_was_shown():
+    rng = Random(0)
+    assert not {word for _ in range(5000) for word in unknown_words(world.sample(rng)[1])}
+    assert not [thing for thing in world.THINGS for name in thing.words if unknown_words(name)]
+    shown = Random(0)
+    made_up = [word for _ in range(500) for word in unknown_words(everyday_text(shown))]
+    assert made_up and all(re.fullmatch("([a-z])+", word) for word in made_up), "words that are none stay unknown"
+
+
+def test_the_help_page_names_what_the_demo_draws():
+    page = (LOCALES.parent / "web/docs/SafeRegionDemoModel.md").read_text(encoding="utf-8")
+    missing = [word for thing in world.THINGS for word in (thing.name, *thing.words)
+               if word.removeprefix("a ").removeprefix("an ").removeprefix("some ") not in page
+               and thing.kind != world.PERSON]  # fmt: skip
+    assert not missing
+    assert all(word in page for _, names, _ in world.PROFESSIONS.values() for word in names)
+    assert all(phrase in page for phrase in (*world.IMPLICIT, *world.UNSAFE_IMPLICIT, *world.COLOURS, *world.PLACES))
+
+
+def long_strip(*red: int, count: int = 300):
+    prompt = " ".join(f"w{i}" for i in range(count))
+    cuts = words(prompt, [])
+    return strip_of(prompt, [2.5 if i in red else 0.5 for i in range(count)], cuts)
+
+
+def test_words_inside_are_folded_in_a_long_prompt():
+    strip = long_strip(150, 155)
+    assert strip.folds == ((3, 147), (159, 297)), "152 and 153 are too near to what is outside"
+    shown = [one if isinstance(one, str) else one.text for one in unfolded(strip)]
+    assert shown[:5] == ["w0", "w1", "w2", "… 144 words inside …", "w147"] and shown[-3:] == ["w297", "w298", "w299"]
+    assert "w2 … 144 words inside … w147 w148 w149 [w150] w151" in report(strip)
+    assert len(report(strip).splitlines()) < 40
+    assert strip_picture(strip).height < 300
+    assert strip.plain()["folds"] == [[3, 147], [159, 297]]
+    assert long_strip().folds == ((3, 297),) and long_strip(count=30).folds == ()
+
+
+def test_the_picture_of_a_prompt_that_is_outside_throughout_has_all_of_it():
+    short = strip_picture(long_strip(1, count=3))
+    many = long_strip(*range(200), count=200)
     long = strip_picture(many, [("without", Image.new("RGB", (8, 8)))])
-    assert len(many.items) == 200 and long.width == short.width and long.height > 3 * short.height
-    reds = (np.asarray(long)[..., 0] > 180) & (np.asarray(long)[..., 1] < 120)
+    assert many.folds == () and long.width == short.width and long.height > 3 * short.height
+    reds = (np.asarray(long)[..., 0] > 180) & (np.asarray(long)[..., 1] < 180)
     assert reds.sum() > 10_000
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return sum(share * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+               for share, c in zip((0.2126, 0.7152, 0.0722), parts))  # fmt: skip
+
+
+def test_every_text_of_the_picture_can_be_read():
+    grounds = [colour(Item("a", "word", depth)) for depth in (None, -1.0, 0.1, 1.0, 10.0, 1000.0)]
+    pairs = [(INK, ground) for ground in grounds] + [(GREY, ground) for ground in (*grounds[:2], PAPER)]
+    for ink, ground in [*pairs, *((ink, PAPER) for ink in TONES.values())]:
+        dark, light = sorted(map(luminance, (ink, ground)))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+
+
+def test_a_prompt_from_right_to_left_is_drawn_so():
+    def reddest(prompt: str) -> float:
+        cuts = words(prompt, [])
+        strip = strip_of(prompt, [3.0, *[0.5] * (len(cuts) - 1)], cuts, Region((pushing("w", 1, -4),)))
+        picture = np.asarray(strip_picture(strip))[:-30]  # less the legend
+        reds = (picture[..., 0] > 180) & (picture[..., 1] < 130)
+        return float(np.nonzero(reds)[1].mean()) / picture.shape[1]
+
+    assert reddest("knife on a table") < 0.2 and reddest("סכין על השולחן") > 0.8
