@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from ..demo.model import DemoModel, alphas_cumprod, load_demo, tokenize, weighted_tokens
 from ..demo.networks import LATENT_CHANNELS
+from ..demo.text import unknown_words
 from ..region.conditioning import CROSS_ATTENTION, Entry
 from ..region.words import Token, decoder, tokens_of
 
@@ -21,6 +22,7 @@ class DemoBackbone:
     """Noise levels as k-diffusion counts them: x = x_0 + sigma * noise."""
 
     can_denoise = can_decode = True
+    unknown_words = staticmethod(unknown_words)
 
     def __init__(self, model: DemoModel | None = None) -> None:
         self.model = model or load_demo()

@@ -50,7 +50,8 @@ def inspect(
     model = backbone(args)
     (entry,) = model.encode([prompt])
     (found,), steered = inspect_entry(entry, learned, strength, mode)
-    strip = heat_strip(found, {CROSS_ATTENTION: model.words(prompt)}, prompt, learned.name, strength)
+    unknown = getattr(model, "unknown_words", None)  # the demo model's
+    strip = heat_strip(found, {CROSS_ATTENTION: model.words(prompt)}, prompt, learned.name, strength, unknown)
     if sys.stdout.isatty() and not as_json:
         coloured(strip)
     voice.say(report(strip))
