@@ -70,8 +70,8 @@ def test_inspecting_says_what_a_region_does_and_draws_it(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "“knife”" in said and "kitchen " in said
     assert (tmp_path / "strip.png").read_bytes().startswith(b"\x89PNG")
-    main(["inspect", str(WEAPONS), "a cup"])
-    assert "comes out unchanged" in capsys.readouterr().out
+    main(["inspect", str(WEAPONS), "an apple"])
+    assert "Safe: comes out unchanged" in capsys.readouterr().out
 
 
 def test_a_damaged_region_is_one_line(tmp_path, capsys):
