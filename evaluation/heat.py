@@ -16,6 +16,8 @@ from ..region.words import Token, words
 
 HOTTEST = 100  # ramps beyond a wall, from where on a word's colour no longer changes
 LONGEST_NAME = 120
+LONGEST_WORD = 40
+MOST_UNKNOWN = 12  # words that are named
 MOST = 600  # words and tokens that are shown
 LONG = 40  # from so many on, stretches of words inside are folded
 CONTEXT = 3  # words that stay on either side of what is worth seeing
@@ -171,6 +173,10 @@ def _number(value: Tensor | float) -> float | None:
     return None if math.isnan(float(value)) else float(value)
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_WORD else f"{text[: LONGEST_WORD - 1]}…"
+
+
 def _most(values: Sequence[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
@@ -213,8 +219,9 @@ def heat_strip(
     clauses, tone = verdict(inspection, concepts, strength)
     if never and tone == "good":
         clauses, tone = (Said(UNTOLD),), "warn"
+    named = [*map(_short, [*never][:MOST_UNKNOWN]), *(["…"] if len(never) > MOST_UNKNOWN else [])]
     notes = [
-        *([Said(UNKNOWN, {"words": ", ".join(never)})] if never else []),
+        *([Said(UNKNOWN, {"words": ", ".join(named)})] if named else []),
         *([Said(MIXED)] if sum(item.heat > 0 for item in items if item.kind not in WHOLE) > 1 else []),
         *([Said(NUMBERED)] if any(item.kind == "token" for item in items) else []),
     ]
@@ -256,9 +263,9 @@ def _concept(part: PartInspection, names: Mapping[tuple[str, int], tuple[str, st
     seen = [(float(depth), option, place) for option, read in part.depth.items() for place, depth in enumerate(read)
             if not math.isnan(float(depth))]  # fmt: skip
     where = max(seen, default=None)
-    at, wall = (names[where[1:]][1], int(part.wall[where[1]][where[2]]) + 1) if where else ("", 0)
+    at, wall = (_short(names[where[1:]][1]), int(part.wall[where[1]][where[2]]) + 1) if where else ("", 0)
     words = [one for one in seen if names[one[1:]][0] not in WHOLE and (one[0] > 0 or part.inside)]
-    word = names[max(words)[1:]][1] if words else ""
+    word = _short(names[max(words)[1:]][1]) if words else ""
     return Concept(
         part.label, part.gated, part.inside, part.openness, _number(part.deepest), _number(part.deepest_after),
         part.inside_after, word, at, wall, part.walls, part.pooled_share,
@@ -355,14 +362,14 @@ def unfolded(strip: Strip) -> list[Item | str]:
 def report(strip: Strip) -> str:
     """The strip as text: what it means, the words, and the numbers, a line for each word."""
     shown = unfolded(strip)
-    marked = [one if isinstance(one, str) else f"[{one.text}]" if one.heat else one.text for one in shown
+    marked = [one if isinstance(one, str) else ("[{}]" if one.heat else "{}").format(_short(one.text)) for one in shown
               if isinstance(one, str) or one.kind not in WHOLE]  # fmt: skip
     lines = [f'Safe region "{strip.region}"', strip.verdict, *map(str, strip.notes)]
     if any(item.heat for item in strip.items):
         lines.append(f"Outside, in brackets: {' '.join(marked)}")
     lines += ["", "Numbers:", *strip.lines]
     rows = [one for one in shown if isinstance(one, str) or one.depth is not None or one.shift]
-    width = min(max((len(one.text) for one in rows if isinstance(one, Item)), default=0), 40)
+    width = max((len(_short(one.text)) for one in rows if isinstance(one, Item)), default=0)
     if rows:
         lines.append(f"{'word'.ljust(width)}  {'depth':>7} {'after':>7} {'moved':>6}")
     for one in rows:
@@ -370,7 +377,7 @@ def report(strip: Strip) -> str:
             lines.append(one)
         else:
             numbers = f"{depth_text(one.depth):>7} {depth_text(one.after):>7} {one.shift:>6.0%}"
-            lines.append(f"{one.text[:40].ljust(width)}  {numbers}")
+            lines.append(f"{_short(one.text).ljust(width)}  {numbers}")
     if strip.left_out:
         lines.append(f"and {strip.left_out} more")
     return "\n".join(lines)

@@ -303,6 +303,14 @@ def test_gaps_are_filled_once():
     assert "“{x}”" in strip.verdict
 
 
+def test_words_without_end_are_cut():
+    prompt = "x" * 5000 + " " + " ".join(f"unheard{i}of" for i in range(50))
+    cuts = words(prompt, [])
+    strip = strip_of(prompt, [3.0] * len(cuts), cuts, unknown=unknown_words)
+    assert len(strip.verdict) < 200 and all(len(str(note)) < 400 for note in strip.notes)
+    assert max(map(len, report(strip).splitlines())) < 1200 and strip_picture(strip).height < 1000
+
+
 def test_neighbours_that_redden_are_explained():
     assert MIXED not in report(strip_of(*KNIFE[:1], [0.5, 3.0], KNIFE[1]))
     assert MIXED in report(strip_of(*KNIFE[:1], [1.5, 3.0], KNIFE[1]))
