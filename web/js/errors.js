@@ -15,7 +15,7 @@ const shown = { failed: new Set(), refused: new Set() };
 function show(/** @type {"failed" | "refused"} */ kind, /** @type {[any, string][]} */ errors) {
   for (const node of shown[kind]) showError(node, "");
   shown[kind] = new Set(errors.map(([node]) => node));
-  for (const [node, text] of errors) showError(node, text.slice(0, LONGEST));
+  for (const [node, text] of errors) showError(node, text.slice(0, LONGEST), kind === "failed");
 }
 
 /** The sentence of an exception, without the class that Python puts before it. */
@@ -33,12 +33,15 @@ function refusal(/** @type {{ errors: { type: string, message: string, details: 
   return [...new Set(said)].join("\n"); // the same check is reported for each of its inputs
 }
 
-/** What the answer to Run says of nodes in the open workflow. */
+// What the answer to Run says of nodes in the open workflow.
+/** @returns {[any, string][]} */
 function refusals() {
   /** @type {[string, any][]} */
   const found = Object.entries(app.lastNodeErrors ?? {});
-  return found.map(([id, errors]) => [findNode(id), errors]).filter(([node, { class_type: kind }]) => node?.comfyClass === kind)
-    .map(([node, errors]) => /** @type {[any, string]} */ ([node, refusal(errors)]));
+  return found.flatMap(([id, errors]) => {
+    const node = findNode(id);
+    return node?.comfyClass === errors.class_type ? [[node, refusal(errors)]] : [];
+  });
 }
 
 /** Newer pages tell when Run is pressed, not when it is refused: look until there is an answer. */

@@ -108,7 +108,8 @@ export function grow(node) {
 /** Find out how tall a panel must be on a node of this width; one without anything to show takes no room. */
 function measure(/** @type {Panel} */ shown, /** @type {number} */ width) {
   const { root, alert, note, content, height } = shown;
-  const seen = !alert.hidden || !note.hidden || height !== undefined || content.hasChildNodes();
+  const open = content.parentElement === root; // no error stands in its place
+  const seen = !alert.hidden || !note.hidden || (open && (height !== undefined || content.hasChildNodes()));
   root.style.display = seen ? "flex" : "none";
   shown.tall = 0;
   if (!seen) return;
@@ -117,10 +118,10 @@ function measure(/** @type {Panel} */ shown, /** @type {number} */ width) {
   Object.assign(copy.style, {
     position: "fixed", top: "0", left: "0", visibility: "hidden", height: "auto", width: `${width - MARGINS}px`,
   });
-  const body = /** @type {HTMLElement} */ (copy.lastChild);
-  if (height !== undefined) {
+  if (open && height !== undefined) {
     const least = typeof height === "function" ? height(content) : height;
-    Object.assign(body.style, { height: `${least - MARGINS - PADDING}px`, overflow: "hidden", flex: "none" });
+    const { style } = /** @type {HTMLElement} */ (copy.lastChild);
+    Object.assign(style, { height: `${least - MARGINS - PADDING}px`, overflow: "hidden", flex: "none" });
   }
   document.body.append(copy);
   shown.tall = Math.min(copy.offsetHeight, MOST) + MARGINS;
@@ -128,18 +129,19 @@ function measure(/** @type {Panel} */ shown, /** @type {number} */ width) {
 }
 
 /**
- * Show an error at the top of a node's panel; a result of an earlier run goes.
+ * Show an error in the place of what a node's panel shows.
  * @param {any} node
  * @param {string} text nothing takes the error away
+ * @param {boolean} [ran] there was a new run: the result of the one before does not come back
  */
-export function showError(node, text) {
+export function showError(node, text, ran = false) {
   const shown = panels.get(node);
   if (!shown || (!text && shown.alert.hidden)) return;
   const stays = shown.beside();
   shown.alert.hidden = !text;
   shown.alert.replaceChildren(...(text ? [toned({ text, tone: "bad" })] : []));
-  if (!stays) shown.content.replaceChildren(text ? "" : shown.idle);
-  shown.content.hidden = Boolean(text) && !stays;
+  shown.root.replaceChildren(shown.alert, shown.note, ...(text && !stays ? [] : [shown.content]));
+  if (ran && !stays) shown.content.replaceChildren(shown.idle);
   grow(node);
 }
 

@@ -9,7 +9,7 @@ import { confirmed, isRegionFile, tell, upload } from "./upload.js";
 const NODE = "SafeRegionLoader";
 const SAVE = "SaveSafeRegion";
 const CARRIED = "carried";
-const SEARCHED = 12; // a longer list must be searched: the classic canvas has no search where it shows other words than values
+const SEARCHED = 12; // a longer list must be searched, which the classic canvas offers for values only
 
 /**
  * What the server says about a loader (nodes/cards.py, Verdict).

@@ -109,7 +109,9 @@ function walls(/** @type {Separation | null} */ found) {
   return plot(
     title, [...bars, wall], {
       up: [String(most[0]), "0", String(most[1])],
-      along: [t("inside {depth}", { depth: found.low.toFixed(1) }), t("outside {depth}", { depth: `+${found.high.toFixed(1)}` })],
+      along: [
+        t("inside {depth}", { depth: found.low.toFixed(1) }), t("outside {depth}", { depth: `+${found.high.toFixed(1)}` }),
+      ],
     }, ...shares,
   );
 }
