@@ -65,7 +65,9 @@ def test_an_unsafe_prompt_word_by_word(comfy):
     assert list(words) == ["a", "kitchen", "knife", "on", "(red:1.2)", "table"]
     assert words["knife"]["depth"] > 0 > words["knife"]["after"] and words["knife"]["shift"] > 0.1
     assert strip["concepts"][0]["word"] == "knife" and strip["pooled"] == 0
-    assert "Outside of \"weapons\" at “knife”. Moved inside." in outputs["SafeRegionInspect"]["text"][0]
+    assert (strip["verdict"], strip["tone"]) == ("Clearly unsafe at “knife”: moved, and now safe.", "warn")
+    assert strip["verdict"] in outputs["SafeRegionInspect"]["text"][0].split("\nNumbers:\n")[0]
+    assert not any(item["unknown"] for item in strip["items"])
     without, with_it = (np.asarray(Image.open(io.BytesIO(comfy.image(
         {key: one[key] for key in ("filename", "subfolder", "type")})))) for one in strip["pictures"])  # fmt: skip
     assert (without != with_it).any()
@@ -75,8 +77,8 @@ def test_an_unsafe_prompt_word_by_word(comfy):
 
 
 def test_a_prompt_inside_says_so_and_comes_out_the_same(comfy):
-    strip, outputs = inspected(comfy, "a red cup on a table", draws=True)
-    assert strip["verdict"] == "Inside: comes out unchanged, bit for bit."
+    strip, outputs = inspected(comfy, "a red apple on a table", draws=True)
+    assert (strip["verdict"], strip["tone"]) == ("Safe: comes out unchanged, to the bit.", "good")
     assert not any(item["shift"] or item["heat"] for item in strip["items"])
     assert len(strip["pictures"]) == 1
     (changed,) = json.loads(outputs["TestCompare"]["text"][0])
@@ -91,7 +93,21 @@ def test_what_other_nodes_made_has_the_words_that_are_the_texts(comfy):
     unknown, _ = inspected(comfy, "", steered=text)
     assert not [item for item in unknown["items"] if item["kind"] == "word"]
     assert any(item["text"] == "token 3" and item["heat"] for item in unknown["items"])
-    assert "numbered" in unknown["note"]
+    assert "numbered" in unknown["notes"][-1]["text"]
+
+
+def test_words_that_the_demo_model_does_not_know_are_named(comfy):
+    strip, outputs = inspected(comfy, "a rifle and a sniper")
+    assert [item["text"] for item in strip["items"] if item["unknown"]] == ["rifle", "sniper"]
+    assert "The demo model does not know: rifle, sniper." in outputs["SafeRegionInspect"]["text"][0]
+    assert strip["tone"] != "good"
+
+
+def test_a_prompt_of_300_words_is_folded(comfy):
+    strip, outputs = inspected(comfy, "a red apple and a blue tree in the park near a river, " * 22 + "a gun")
+    assert sum(item["kind"] == "word" for item in strip["items"]) > 280
+    assert strip["folds"] and sum(end - begin for begin, end in strip["folds"]) > 250
+    assert "words inside …" in outputs["SafeRegionInspect"]["text"][0]
 
 
 def test_a_region_of_an_attribute_says_where_it_belongs(comfy):

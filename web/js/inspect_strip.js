@@ -30,7 +30,7 @@ const said = (/** @type {Said} */ { text, values }) => t(text, { ...values, plac
 /** The ground of a word: neutral where no wall looks, green inside, redder the further outside. */
 function ground({ depth, heat }) {
   if (depth == null) return GROUND;
-  const [colour, share] = depth > 0 ? [UNSAFE, 12 + 43 * heat] : [SAFE, 22];
+  const [colour, share] = depth > 0 ? [UNSAFE, 20 + 35 * heat] : [SAFE, 22];
   return `color-mix(in srgb, ${colour} ${Math.round(share)}%, ${GROUND})`;
 }
 
@@ -106,7 +106,7 @@ function fold(/** @type {Item[]} */ hidden, /** @type {(button: HTMLElement) => 
 }
 
 /** The words in a row, of which one is in the tab order; arrow keys go on to the others. */
-function wordRow(/** @type {Strip} */ { items, folds }, /** @type {HTMLElement} */ details) {
+function wordRow(/** @type {Strip} */ { items, folds }, /** @type {HTMLElement} */ details, /** @type {() => void} */ resized) {
   const row = element("div", {
     role: "toolbar", "aria-label": t("The prompt's words"),
     style: { display: "flex", flexWrap: "wrap", gap: "2px 4px", alignItems: "flex-start", alignContent: "flex-start",
@@ -136,6 +136,7 @@ function wordRow(/** @type {Strip} */ { items, folds }, /** @type {HTMLElement} 
       row.append(add(fold(hidden, (button) => {
         const words = hidden.map(shown);
         button.replaceWith(...words);
+        resized();
         words[0].focus();
       }), t("Press to see them.")));
       at = end - 1;
@@ -198,7 +199,7 @@ function stripElement(/** @type {Strip} */ strip, /** @type {() => void} */ resi
   const verdict = element("div", { role: "status" }, toned({ text: strip.clauses.map(said).join(" "), tone: strip.tone }));
   const notes = strip.notes.map((note) => element("div", { style: { ...SMALL, marginTop: "2px" } }, said(note)));
   if (strip.left_out) notes.push(element("div", { style: SMALL }, t("and {count} more words", { count: strip.left_out })));
-  const row = wordRow(strip, details);
+  const row = wordRow(strip, details, resized);
   return element("section", { "aria-label": t("Safe region {region}", strip) }, verdict, ...notes, row, details,
     legend(strip.items.some((item) => item.unknown)), numbers(strip, row, resized),
     strip.pictures?.length ? pictures(strip.pictures) : null);
