@@ -63,7 +63,7 @@ function arrow(/** @type {number} */ shift) {
     background: "currentColor", verticalAlign: "middle" } });
   const head = element("span", { style: { display: "inline-block", borderLeft: "5px solid currentColor",
     borderTop: "4px solid transparent", borderBottom: "4px solid transparent", verticalAlign: "middle" } });
-  return length < 2 ? null : element("span", { "aria-hidden": "true" }, line, head);
+  return length < 2 ? null : element("span", { "aria-hidden": "true", dir: "ltr" }, line, head);
 }
 
 function word(/** @type {Item} */ item) {
