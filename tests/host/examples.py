@@ -12,17 +12,17 @@ from host import PACK, links_of, widget_names
 Workflow = dict[str, Any]
 NAMES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
 TRY_IT = "Safe Region 1 - Try it - NSFW safety filter"
-TRAIN = "Safe Region 2 - Remove a concept - train on your checkpoint"
-GIVEN = "Safe Region 3 - Moderation - use a region you were given"
+TRAIN = "Safe Region 2 - Train - remove a concept"
+GIVEN = "Safe Region 3 - Use a region - moderation"
 TRAIN_AND_APPLY = "Safe Region 4 - Train and apply"
 APPLY = "Safe Region 5 - Unsafe and harmless prompts"
 GUARD = "Safe Region 6 - Guard a model - censor every prompt"
-TWO_CONCEPTS = "Safe Region 7 - For kids - two concepts at once"
+TWO_CONCEPTS = "Safe Region 7 - For kids - two concepts"
 BALANCE = "Safe Region 8 - Bias - balance a batch"
 INSPECT = "Safe Region 9 - Inspect a prompt"
-CFG_1 = "Safe Region for CFG 1 - beside a negative prompt"
+CFG_1 = "Safe Region for CFG 1"
 FLUX, FLUX_TRAIN = "Safe Region for Flux - apply", "Safe Region for Flux - train"
-SDXL = "Safe Region for SDXL - train and apply"
+SDXL = "Safe Region for SDXL"
 # What stands in for a real model: which outputs of Safe Region Demo Model a loader's own outputs are.
 LOADERS = {"CheckpointLoaderSimple": (0, 1, 2), "UNETLoader": (0,), "DualCLIPLoader": (1,), "VAELoader": (2,)}
 OUTPUTS = (("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE"))

@@ -95,7 +95,7 @@ def test_the_template_browser_shows_finds_and_opens_them(comfy_page):
     dialog.get_by_role("textbox").or_(dialog.get_by_role("searchbox")).first.fill("try it nsfw")
     card = dialog.get_by_text(TRY_IT).first
     card.wait_for()
-    comfy_page.until("[...document.images].some((one) => decodeURI(one.src).includes('Try it') && one.naturalWidth)")
+    comfy_page.until("[...document.images].some((one) => one.alt.includes('Try it') && one.naturalWidth === 520)")
     card.click()
     comfy_page.until("window.app.graph.nodes.some((node) => node.type === 'SafeRegionDemoModel')")
     page.wait_for_timeout(1500)
@@ -106,9 +106,8 @@ def test_the_template_browser_shows_finds_and_opens_them(comfy_page):
 def test_an_example_opens_and_runs(comfy_page, page_info, name):
     comfy_page.page.set_viewport_size({"width": 1920, "height": 1080})
     comfy_page.load(example(name))
-    comfy_page.page.wait_for_timeout(1000)
     assert comfy_page.page.evaluate(UNKNOWN) == []
-    assert comfy_page.page.evaluate(OVERLAPS) == []
+    comfy_page.until(f"({OVERLAPS})().length === 0")  # older frontends make room for Nodes 2.0 in a while
     assert comfy_page.page.locator("[role=dialog]").count() == 0
     assert comfy_page.page.evaluate("window.app.canvas.ds.scale") >= READABLE
     comfy_page.keep(f"{slug(name)}-opened", fit=False)
