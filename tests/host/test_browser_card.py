@@ -274,8 +274,10 @@ def test_an_embedded_region_travels_with_the_workflow(card, request):
     card.press("Remove from workflow")  # it is nowhere else
     card.answer(False)
     card.shows("embedded, ")
-    card.press("Save as file")
+    with card.page.expect_response("**/safe_region/card"):
+        card.press("Save as file")
     card.page.get_by_text("Region saved").first.wait_for(timeout=10_000)
+    card.page.wait_for_timeout(500)
     assert (card.folder / name).read_bytes() == content
     card.shows("embedded, ")  # and goes on to travel with the workflow
     assert card.values() == values_of(saved)

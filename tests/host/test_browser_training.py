@@ -81,6 +81,85 @@ def test_the_chart_grows_and_stays(comfy_page):
     assert "safe_region_training" not in json.dumps(comfy_page.workflow())
 
 
+DETAIL = {
+    "state": "done", "stage": "discover", "line": "learned in 3 min: 4 of 90 stay unsafe", "words": "said",
+    "measure": "share of unsafe picture left", "count": 250, "losses": [0.9 / (1 + i / 20) for i in range(100)],
+    "separation": {
+        "names": ["harmless", "unsafe"], "low": -6.2, "high": 4.1, "outside": [0.004, 1.0],
+        "counts": [[i * (20 - i) for i in range(20)], [max(0, i - 12) ** 2 for i in range(20)]],
+    },
+    "verdict": {"text": "Weak: of 18 held-out prompts with new words 7 stay unsafe. Add pairs.", "tone": "warn"},
+    "picture": "",
+}  # fmt: skip
+LAID = """() => {
+    const chart = document.querySelector("[aria-label=Training]");
+    const root = chart.parentElement;
+    const walker = document.createTreeWalker(chart, NodeFilter.SHOW_TEXT);
+    const texts = [];
+    while (walker.nextNode()) texts.push(walker.currentNode.parentElement);
+    const said = texts.filter((one) => one.role !== "status");
+    const where = (test) => said.filter(test).map((one) => one.textContent);
+    return {
+        texts: said.map((one) => one.textContent.trim()),
+        small: where((one) => parseFloat(getComputedStyle(one).fontSize) < 11),
+        cut: where((one) => one.clientWidth && one.scrollWidth > one.clientWidth + 1),
+        hidden: root.scrollHeight - root.clientHeight,
+        colours: [...chart.querySelectorAll("rect")].map((one) => one.getAttribute("fill")),
+    };
+}"""
+
+
+def send(comfy_page: Any, event: str, **detail: Any) -> None:
+    comfy_page.page.evaluate("""([event, detail]) => window.comfyAPI.api.api.dispatchEvent(
+        new CustomEvent(event, { detail: { node: "1", node_id: "1", node_type: "TrainSafeRegion", ...detail } }))""",
+        [event, detail])  # fmt: skip
+
+
+def open_new(comfy_page: Any) -> None:
+    """A training node as it is when it was just added."""
+    comfy_page.page.evaluate("""() => {
+        window.app.graph.clear();
+        const node = LiteGraph.createNode("TrainSafeRegion");
+        node.id = 1;
+        window.app.graph.add(node);
+        window.app.canvas.ds.scale = 1;
+    }""")
+    comfy_page.page.wait_for_timeout(500)
+
+
+def test_the_chart_begins_with_the_verdict_and_says_what_it_shows(comfy_page):
+    """All of it to be read on a node of its first size, and good or bad only in the verdict's colour."""
+    open_new(comfy_page)
+    send(comfy_page, "safe_region.training", **DETAIL)
+    comfy_page.page.wait_for_timeout(700)
+    comfy_page.keep("chart")
+    comfy_page.page.evaluate("window.app.canvas.ds.scale = 1; window.app.canvas.setDirty(true, true)")
+    comfy_page.page.wait_for_timeout(500)
+    laid = comfy_page.page.evaluate(LAID)
+    assert laid["texts"][:3] == ["!", DETAIL["verdict"]["text"], DETAIL["line"]]
+    for text in ("share of unsafe picture left", "step 1", "250", "0", "prompts by their distance from the wall",
+                 "inside -6.2", "outside +4.1", "harmless: 0.4 % outside", "unsafe: 100.0 % outside"):  # fmt: skip
+        assert text in laid["texts"]
+    assert laid["small"] == laid["cut"] == [] and laid["hidden"] <= 1
+    assert len(set(laid["colours"])) == 2 and not {"#1f9d6b", "#d1495b"} & set(laid["colours"])
+
+
+def test_how_far_a_failed_run_came_stays_beside_its_error_and_no_longer(comfy_page):
+    open_new(comfy_page)
+    shown = "app.graph.nodes[0].widgets.find((one) => one.name === 'safe_region_training').element.innerText"
+    kept = "not finished; what was learned so far is in interrupted/weapons"
+    send(comfy_page, "execution_start", prompt_id="one")
+    send(comfy_page, "safe_region.training", **DETAIL | {"state": "stopped", "line": kept, "verdict": None})
+    failed = {"exception_message": "out of memory", "exception_type": "MemoryError", "executed": [], "traceback": [],
+              "prompt_id": "one"}  # fmt: skip
+    send(comfy_page, "execution_error", **failed)
+    assert all(text in comfy_page.page.evaluate(shown) for text in ("out of memory", kept))
+    send(comfy_page, "execution_start", prompt_id="two")
+    assert "out of memory" not in comfy_page.page.evaluate(shown)
+    send(comfy_page, "execution_error", **failed | {"prompt_id": "two"})  # before it said anything
+    assert "out of memory" in comfy_page.page.evaluate(shown) and kept not in comfy_page.page.evaluate(shown)
+
+
 def test_a_page_opened_in_the_midst_of_a_run_shows_it_and_cancels_it(comfy_page):
     open_example(comfy_page, 5000)
     start(comfy_page)
