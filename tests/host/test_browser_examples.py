@@ -156,32 +156,84 @@ def test_a_node_that_is_in_no_example(comfy_page, kind):
         pictures.save(pictured, pictures.FOLDER / "web" / "docs" / "images" / f"{kind}.png")
 
 
-def test_the_blueprint_replaces_the_text_encoder_in_one_step(comfy_page, page_info):
-    """Its picture is the very one that CLIP Text Encode and Apply Safe Region give."""
-    workflow = changed(example(APPLY), page_info, QUICK)
-    comfy_page.load(workflow)
+def add_blueprint(comfy_page: Any, name: str) -> None:
+    """Find a blueprint by its name and put it into the open workflow."""
     page = comfy_page.page
     page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.locator("input:focus").wait_for()
-    page.keyboard.type("Safe Text Encode")
-    page.get_by_text("Safe Text Encode").last.wait_for()
+    page.keyboard.type(name)
+    page.get_by_text(name).last.wait_for()
     page.wait_for_timeout(500)
     page.keyboard.press("Enter")
     page.wait_for_timeout(300)
     page.mouse.click(800, 900)  # newer frontends ask where
-    comfy_page.until("window.app.graph.nodes.some((node) => node.title === 'Safe Text Encode')")
-    page.evaluate("""() => {
+    comfy_page.until(f"window.app.graph.nodes.some((node) => node.title === '{name}')")
+
+
+def halves_are_the_same(pictures_: list[Image.Image]) -> list[bool]:
+    return [np.array_equal(one[:, : one.shape[0]], one[:, -one.shape[0] :]) for one in map(np.asarray, pictures_)]
+
+
+def test_the_blueprint_replaces_the_text_encoder_in_one_step(comfy_page, page_info):
+    """Its picture is the very one that CLIP Text Encode and Apply Safe Region give."""
+    workflow = changed(example(APPLY), page_info, QUICK)
+    comfy_page.load(workflow)
+    add_blueprint(comfy_page, "Safe Text Encode")
+    comfy_page.page.evaluate("""() => {
         const named = (title) => window.app.graph.nodes.find((node) => node.title === title);
         const one = named('Safe Text Encode');
-        one.widgets.find((widget) => widget.name === 'text').value = 'a kitchen knife on a red background';
+        one.widgets.find((widget) => widget.name === 'text').value = named('First prompt').widgets[0].value;
         named('Safe Region Demo Model').connect(1, one, 0);
-        one.connect(0, named('Before: unsafe prompt'), 1);
+        one.connect(0, named('Compare Without and With Region'), 'without_region');
     }""")
     history = comfy_page.run()
     assert history["status"]["status_str"] == "success"
-    unsafe, _ = drawn(comfy_page, history, workflow)
-    for picture in map(np.asarray, unsafe):
-        assert np.array_equal(picture[:, : picture.shape[0]], picture[:, -picture.shape[0] :])
+    first, _ = drawn(comfy_page, history, workflow)
+    assert all(halves_are_the_same(first))
+
+
+def test_the_blueprint_compares_without_and_with_a_region(comfy_page):
+    """In a graph that has none, put between Apply Safe Region and a preview."""
+    workflow = example(TRY_IT)
+    comfy_page.load(workflow)
+    comfy_page.page.evaluate("""() => {
+        const { graph } = window.app;
+        graph.remove(graph.nodes.find((node) => node.title === 'Compare Without and With Region'));
+    }""")
+    add_blueprint(comfy_page, "Compare Without and With Region")
+    comfy_page.page.evaluate("""() => {
+        const named = (title) => window.app.graph.nodes.find((node) => node.title === title);
+        const one = named('Compare Without and With Region'), model = named('Safe Region Demo Model');
+        ['model', 'clip', 'vae'].forEach((name, i) => model.connect(i, one, name));
+        named('Prompt').connect(0, one, 'without_region');
+        named('Apply Safe Region').connect(0, one, 'with_region');
+        one.connect(0, named('Without | with the region'), 0);
+        const values = { steps: 2, width: 128, height: 128, batch_size: 3 };
+        Object.entries(values).forEach(([name, value]) => {
+            one.widgets.find((widget) => widget.name === name).value = value;
+        });
+    }""")
+    history = comfy_page.run()
+    assert history["status"]["status_str"] == "success"
+    (pairs,) = drawn(comfy_page, history, workflow)
+    assert halves_are_the_same(pairs) == [False] * 3
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_notes_are_readable(comfy_page, theme):
+    """Its text stands out from the note, by WCAG's measure, as the page draws them."""
+    page = comfy_page.page
+    page.evaluate("(theme) => window.app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
+    comfy_page.load(example(TRY_IT))
+    left, top = 300, 300
+    width, height = pictures.show(comfy_page, "MarkdownNote", 2, left, top)
+    note = pictures.cut(comfy_page, left + 20, top + 80, left + width - 20, top + min(height, 400))
+    page.evaluate("window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+    levels = np.asarray(note.convert("RGB"), dtype=float) / 255
+    linear = np.where(levels <= 0.04, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    paper = np.median(linear)
+    ink = max(np.quantile(linear, [0.002, 0.998]), key=lambda one: abs(one - paper))
+    assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 4.5
 
 
 def test_the_help_panel_shows_pages_with_their_pictures(comfy_page):
