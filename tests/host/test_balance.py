@@ -168,3 +168,17 @@ def test_example_balance(comfy, object_info):
     assert len(before) == len(after) == 8 and not set(before) & set(after)
     (node,) = (name for name in prompt if prompt[name]["class_type"] == "SafeRegionBalance")
     assert named(outputs[node]["text"][0]) == {"man": 4, "woman": 4}
+
+
+@needs_example
+def test_the_batch_size_is_read_from_the_latent_that_is_connected(comfy):
+    g = Graph()
+    demo = g.add("SafeRegionDemoModel")
+    region = g.add("SafeRegionLoader", region_name=SHIPPED.name)(0)
+    latent = g.add("EmptyLatentImage", width=128, height=128, batch_size=6)
+    prompt = g.add("CLIPTextEncode", clip=demo(1), text="a judge")
+    balance = balanced(g, prompt(0), region, batch_size=3, latent=latent(0))
+    shown = g.add("PreviewAny", source=balance(1))
+    outputs = comfy.run(g.prompt)
+    assert named(outputs[shown()[0]]["text"][0]) == {"man": 3, "woman": 3}
+    assert outputs[balance()[0]]["text"] == outputs[shown()[0]]["text"]

@@ -291,3 +291,27 @@ def test_an_attribute_region_is_no_guard(comfy):
     g.draw(g.text(HARMLESS), model=model)
     with pytest.raises(RuntimeError, match="Balance Safe Region"):
         g.run(comfy)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said", "tone"),
+    [
+        (UNSAFE, {}, "Outside of weapons: moved.", "warn"),
+        (HARMLESS, {}, "Inside: comes out unchanged.", "good"),
+        (UNSAFE, {"strength": 0.0}, "Switched off", "warn"),
+        (HARMLESS, {"mode": "always"}, "Moved: mode always", "neutral"),
+    ],
+)
+def test_apply_says_what_it_found(comfy, text, options, said, tone):
+    g = Drawing()
+    steered = g.steered(g.text(f"{text} "), **options)
+    g.add("PreviewAny", source=steered)
+    found = comfy.run(g.prompt)[steered[0]]
+    assert found["text"][0].startswith(said) and found["safe_region_tone"] == [tone]
+
+
+def test_a_guard_says_that_it_waits(comfy):
+    g = Drawing()
+    model = g.guarded(strength=0.95)
+    g.draw(g.text(HARMLESS), model)
+    assert comfy.run(g.prompt)[model[0]]["text"] == ["On guard; no sampler has used this model yet."]
