@@ -109,8 +109,8 @@ def _configuration(file: str | Path) -> Path:
         return Path(snapshot_download(source, local_files_only=True))
     except LocalEntryNotFoundError:
         raise ValueError(
-            f"{file} needs the configuration and the tokenizer of {source}, which are not on this machine: name the "
-            "folder of a pipeline of that kind, too."
+            f"{file} needs the configuration and the tokenizer of {source}, which are not on this machine: give "
+            "the folder of a pipeline of that kind, too."
         ) from None
 
 

@@ -123,6 +123,15 @@ def recipe(args: SimpleNamespace) -> Recipe:
     return replace(PRESETS[args.preset], **chosen)
 
 
+def _hush() -> None:
+    """No bars of what the libraries load."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
 def backbone(args: SimpleNamespace) -> Any:
     """The pipeline or checkpoint that was named, or the demo model."""
     path, file = (getattr(args, name, None) for name in ("diffusers", "checkpoint"))
@@ -130,6 +139,8 @@ def backbone(args: SimpleNamespace) -> Any:
         try:
             from ..backbones.diffusers import DiffusersBackbone, load_pipeline
 
+            if args.quiet:
+                _hush()
             return DiffusersBackbone(load_pipeline(path, file, args.device, args.dtype), args.size)
         except ImportError as error:
             option, missing = "--diffusers" if path else "--checkpoint", error.name or "more libraries"
@@ -137,7 +148,7 @@ def backbone(args: SimpleNamespace) -> Any:
         except ValueError as error:
             raise Failure(f"{'--checkpoint FILE' if file else '--diffusers PATH'}: {error}") from None
         except (RuntimeError, AssertionError) as error:  # a device that is not there
-            raise Failure(f"--device: {str(error).splitlines()[0]}", 1) from None
+            raise Failure(f"--device NAME: {str(error).splitlines()[0]}", 1) from None
     for name in ("size", "device", "dtype"):
         if getattr(args, name, None):
             raise Failure(f"--{name} is for --diffusers or --checkpoint; the demo model has its own.")

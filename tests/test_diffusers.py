@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from comfyui_safe_region.backbones import diffusers as diffusers_backbone
 from comfyui_safe_region.backbones.diffusers import FAMILIES, DiffusersBackbone, load_pipeline
@@ -408,6 +409,47 @@ def test_the_command_trains_on_a_pipeline(folder, tmp_path, capsys, monkeypatch)
     if folder.parent.name.startswith(SD + "0"):
         main([*command, "--preset", "instant", "--prompts", "150"])
         assert load_region(out).metadata["encoder"]["name"] == "SD1ClipModel"
+        capsys.readouterr()
+        main(["inspect", str(out), "a knife in the park", "--diffusers", str(folder), "--json"])
+        items = json.loads(capsys.readouterr().out)["items"]
+        assert [item["text"] for item in items if item["kind"] == "word"] == "a knife in the park".split()
+
+
+def test_words_are_found_at_their_places_in_all_texts(backbone):
+    (entry,) = backbone.encode(["a cup on a table"])
+    tokens = backbone.words("a cup on a table")
+    assert len(tokens) == entry[0].shape[1]
+    each = [token.text for token in tokens if token.kind == "text"]
+    assert each == "a cup on a table".split() * (len(each) // 5) and each
+
+
+def test_a_checkpoint_takes_its_configuration_from_a_folder_and_downloads_nothing(folder, tmp_path, monkeypatch):
+    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    pipe, asked = load_pipeline(folder), {}
+
+    def from_single_file(path: str, **options: Any) -> Any:
+        asked.update(options, path=path)
+        return pipe
+
+    monkeypatch.setattr(getattr(diffusers, name), "from_single_file", from_single_file)
+    file = tmp_path / "model.safetensors"
+    found = load_pipeline(folder, file, "cpu", "bfloat16")
+    assert asked["path"] == str(file) and asked["config"] == str(folder) and asked["local_files_only"]
+    network, parts = FAMILIES[name].network, FAMILIES[name].parts
+    assert getattr(found, network).dtype == torch.bfloat16 and found.text_encoder.dtype == torch.float32
+    assert "t5xxl" not in parts or getattr(found, f"text_encoder{parts['t5xxl']}").dtype == torch.bfloat16
+
+
+def test_a_checkpoint_alone_says_which_files_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    file = tmp_path / "model.safetensors"
+    save_file({"model.diffusion_model.output_blocks.0.0.skip_connection.bias": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match=r"configuration and the tokenizer of .*, which are not on this machine"):
+        load_pipeline(None, file)
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="could not be read as a checkpoint"):
+        load_pipeline(None, file)
 
 
 def test_what_is_no_supported_pipeline_is_one_line(tmp_path, capsys, monkeypatch):
