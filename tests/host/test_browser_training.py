@@ -55,7 +55,7 @@ def test_the_chart_grows_and_stays(comfy_page):
             window.seen.push([performance.now(), JSON.stringify(detail).length, Boolean(detail.picture)]));
     }""")
     start(comfy_page)
-    until_chart(comfy_page, "chart.querySelector('[role=img]').ariaLabel.includes('outside of the walls')")
+    until_chart(comfy_page, "chart.querySelector('[role=img]')?.ariaLabel.includes('outside of the walls')")
     until_chart(comfy_page, "chart.textContent.match('discover, step [1-3][0-9].* left')")
     points = f"{CHART}.querySelector('polyline').getAttribute('points').split(' ').length"
     before = page.evaluate(points)
