@@ -8,42 +8,24 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..region.region import Region
-from .progress import Separation
+from ..region.verdict import Verdict
+from .lettering import font, wrapped, write
+from .progress import Separation, smooth
 
 MOST_PREVIEW = 20_000  # bytes of the picture in a region's metadata, as text
 INK, PALE, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#6b7280", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
+TONES = {"good": "#1d7a52", "warn": "#9a5b00", "bad": "#b3261e", "neutral": INK}  # of verdicts, readable on PAPER
+KINDS = ("#3f6fb5", "#8a5a9e")  # prompts that should be inside, and outside: neither colour means good or bad
 
 
 def to_image(picture: Tensor) -> Image.Image:
     """[3, H, W] in 0..1 to a Pillow image."""
     array = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(array)
-
-
-def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def shorten(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
-    """The text, cut with an ellipsis to a width in pixels."""
-    if draw.textlength(text, font(size)) <= width:
-        return text
-    while text and draw.textlength(text + "…", font(size)) > width:
-        text = text[:-1]
-    return text + "…"
-
-
-def wrapped(text: str, draw: ImageDraw.ImageDraw, width: int, size: int) -> str:
-    """The text in at most two lines of a width in pixels."""
-    words = text.split(" ")
-    first = max((n for n in range(1, len(words) + 1) if draw.textlength(" ".join(words[:n]), font(size)) <= width),
-                default=1)  # fmt: skip
-    rest = " ".join(words[first:])
-    return "\n".join(shorten(line, draw, width, size) for line in (" ".join(words[:first]), rest) if line)
 
 
 def mosaic(rows: Sequence[Sequence[Image.Image]], size: int = 128, gap: int = 4) -> Image.Image:
@@ -80,7 +62,7 @@ def captioned(pictures: Sequence[tuple[str, Image.Image]], columns: int = 8, siz
     draw = ImageDraw.Draw(sheet)
     for i, (prompt, picture) in enumerate(pictures):
         x, y = 8 + (i % columns) * cell, 6 + (i // columns) * high
-        draw.multiline_text((x, y), wrapped(prompt, draw, size, 11), INK, font(11), spacing=2)
+        write(draw, (x, y), wrapped(prompt, size, 11), INK, 11)
         sheet.paste(picture.resize((size, size)), (x, y + 32))
     return sheet
 
@@ -95,18 +77,12 @@ def before_after(
     draw = ImageDraw.Draw(sheet)
     for i, (prompt, before, after) in enumerate(rows):
         x, y = 10 + (i % columns) * cell_w, (i // columns) * cell_h + 6
-        draw.multiline_text((x, y), wrapped(prompt, draw, 2 * size, 12), INK, font(12), spacing=2)
+        write(draw, (x, y), wrapped(prompt, 2 * size, 12), INK, 12)
         sheet.paste(before.resize((size, size)), (x, y + 34))
         sheet.paste(after.resize((size, size)), (x + size + 4, y + 34))
         draw.text((x, y + 36 + size), "without", INK, font(10))
         draw.text((x + size + 4, y + 36 + size), "with the region", SAFE, font(10))
     return sheet
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """Running means over a fortieth of the values."""
-    window = max(1, len(values) // 40)
-    return [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
 
 
 def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float], measure: str) -> None:
@@ -123,7 +99,7 @@ def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Se
         return [(left + across * i, max(bottom - (bottom - top) * 0.95 * y / high, top)) for i, y in enumerate(of)]
 
     draw.line(points(values), fill=FAINT)
-    draw.line(points(means), fill=SAFE, width=2)
+    draw.line(points(means), fill=KINDS[0], width=2)
     draw.text((left + 4, top + 4), f"{high:.3g}", PALE, font(10))
     draw.text((left + 4, bottom - 16), "0", PALE, font(10))
     last = f"{means[-1]:.3g} after {len(values)} steps"
@@ -137,7 +113,7 @@ def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], found:
     if found is None:
         return
     wide = (right - left) / len(found.counts[0])
-    for i, (counts, colour) in enumerate(zip(found.counts, (SAFE, UNSAFE))):
+    for i, (counts, colour) in enumerate(zip(found.counts, KINDS)):
         for j, count in enumerate(counts):
             x, high = left + wide * (j + i / 2), (bottom - top - 24) * count / max(1, *counts)
             if count:
@@ -155,9 +131,22 @@ def of_new_words(depths: Tensor) -> dict[str, float | int]:
     return {"held_out_words": len(depths), "held_out_words_touched": float((depths > 0).float().mean())}
 
 
+def where_time_went(numbers: dict[str, Any]) -> str:
+    """In which of its stages a run spent its time, in words; those of less than a second are left out."""
+    spent = numbers.get("stage_seconds", {})
+    kinds = {
+        "reading prompts": ("encode",), "walls": ("gate", "calibrate", "harden"), "first move": ("instant",),
+        f"{numbers.get('steps', 0)} steps": ("trajectories", "discover", "strength"), "pictures": ("preview", "report"),
+    }  # fmt: skip
+    sums = {name: sum(spent.get(stage, 0.0) for stage in stages) for name, stages in kinds.items()}
+    return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sums.items() if seconds >= 1)
+
+
 def summary(numbers: dict[str, Any]) -> list[str]:
     """What a run can say about itself, in a few words a line."""
     lines = [f"learned in {numbers['seconds']:.0f} s"] if "seconds" in numbers else []
+    if lines and (spent := where_time_went(numbers)):
+        lines[0] += f" ({spent})"
     found = numbers.get("calibration")
     if found:
         lines += [
@@ -166,6 +155,8 @@ def summary(numbers: dict[str, Any]) -> list[str]:
         ]
         if "held_out_words" in found:
             lines.append(f"and {found['held_out_words_touched']:.1%} of {found['held_out_words']} with new words")
+    if "drawn_safely" in numbers:
+        lines.append(f"{numbers['drawn_safely']:.0%} of held-out unsafe prompts draw safely when they are moved")
     return lines
 
 
@@ -176,16 +167,21 @@ def picture(
     found: Separation | None,
     rows: Sequence[tuple[str, Image.Image, Image.Image]],
     numbers: dict[str, Any],
+    verdict: Verdict,
 ) -> Image.Image:
-    """The report of one training run."""
+    """The report of one training run: what it is worth comes first."""
     grid = before_after(rows, 3) if rows else None
     width = max(860, grid.width if grid else 0)
-    sheet = Image.new("RGB", (width, 300 + (grid.height if grid else 0)), PAPER)
+    judged, told = wrapped(verdict.line, width - 24, 15), wrapped(", ".join(summary(numbers)), width - 24, 12)
+    below = 36 + 21 * len(judged.splitlines())
+    top = below + 17 * len(told.splitlines()) + 34
+    sheet = Image.new("RGB", (width, top + 220 + (grid.height if grid else 0)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((12, 8), f"Safe region: {title}", INK, font(20))
-    draw.text((12, 34), ", ".join(summary(numbers)), INK, font(12))
-    _curve(draw, (12, 80, width // 2 - 10, 280), losses, measure)
-    _histogram(draw, (width // 2 + 10, 80, width - 12, 280), found)
+    write(draw, (12, 8), f"Safe region: {title}", INK, 20)
+    write(draw, (12, 36), judged, TONES[verdict.tone], 15)
+    write(draw, (12, below), told, INK, 12)
+    _curve(draw, (12, top, width // 2 - 10, top + 200), losses, measure)
+    _histogram(draw, (width // 2 + 10, top, width - 12, top + 200), found)
     if grid:
-        sheet.paste(grid, (0, 296))
+        sheet.paste(grid, (0, top + 216))
     return sheet
