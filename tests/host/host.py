@@ -36,7 +36,7 @@ logging.setLogRecordFactory(marked)
 sys.argv[0] = "main.py"
 runpy.run_path("main.py", run_name="__main__")
 """
-ENTRY = re.compile(r"^\[(\w+)\|(.*?)\|(.*?)\] ", re.MULTILINE)
+ENTRY = re.compile(r"^.{0,40}?\[([A-Z]+)\|(.*?)\|(.*?)\] ", re.MULTILINE)  # newer ones begin with a coloured level
 FRAME = re.compile(r'^ +File "(.+)", line \d+, in .+\n +(.*)', re.MULTILINE)
 NO_WORDS = "this copy of ComfyUI came without the words of its Llama tokenizer"
 
@@ -147,6 +147,8 @@ class Host:
 def complaints(log: str) -> list[str]:
     """Warnings, errors and tracebacks in a server's log that are ours, but for those that a test asked for."""
     _, *parts = ENTRY.split(log)
+    if not parts:
+        return ["the log has no entry that this can read"]
     entries = zip(*(parts[i::4] for i in range(4)))
     return [f"{level} {where} {text}" for level, where, function, text in entries
             if level in ("WARNING", "ERROR", "CRITICAL") and not _asked_for(where, function, text)
