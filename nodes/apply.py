@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..region import Region, apply_to_conditioning
-from .common import SafeRegionType, schema, status, steering_inputs
+from .common import KEEP_OUT, SafeRegionType, schema, status, steering_inputs
 from .steering_status import steering_status
 
 
@@ -18,7 +18,11 @@ class SafeRegionConditioning(io.ComfyNode):
             display_name="Apply Safe Region",
             description="Moves unsafe prompts into the safe region before sampling starts. Place it between CLIP Text "
             "Encode and the sampler's positive input. Prompts that are inside the region already come out unchanged.",
-            search_aliases=["safe region", "safety", "steer conditioning", "nsfw", "concept removal"],
+            search_aliases=[
+                *KEEP_OUT, "block words", "forbidden words", "banned words", "blacklist", "blocklist",
+                "negative prompt", "steer", "steering", "steering vector", "steer conditioning", "remove concept",
+                "erase",
+            ],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The prompt, from CLIP Text Encode or any other node."),
                 SafeRegionType.Input("region", tooltip="The safe region, from Load Safe Region or Train Safe Region."),
@@ -35,6 +39,3 @@ class SafeRegionConditioning(io.ComfyNode):
         steered = apply_to_conditioning(conditioning, region, strength, mode, start, end)
         told = steering_status(conditioning, region, strength, mode, start, end)
         return io.NodeOutput(steered, ui=status(*told))
-
-
-NODES = [SafeRegionConditioning]

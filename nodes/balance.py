@@ -41,7 +41,10 @@ class SafeRegionBalance(io.ComfyNode):
             description="Gives each image of a batch a group of an attribute (a gender, for instance) in the shares "
             "you want: of 8 images at 50/50 exactly 4 and 4. Prompts that state the attribute, or are about something "
             "else, come out unchanged. Place it between CLIP Text Encode and the sampler's positive input.",
-            search_aliases=["safe region", "fairness", "bias", "debias", "balance", "diversity", "gender"],
+            search_aliases=[
+                "safe region", "fair", "fairness", "bias", "debias", "balance", "diverse", "diversity", "gender",
+                "inclusive", "representation", "stereotype", "skin tone", "age",
+            ],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The prompt, from CLIP Text Encode or any other node."),
                 SafeRegionType.Input(
@@ -113,7 +116,9 @@ class TrainBalanceRegion(io.ComfyNode):
             description="Learns a region that balances an attribute (a gender, an age, a place) with this model, from "
             "prompts that leave it open and the same prompts for each group. The model itself is not changed. "
             "Interrupting keeps what was learned so far in models/safe_regions/interrupted.",
-            search_aliases=["safe region", "train region", "fairness", "bias", "debias", *attribute_pack_names()],
+            search_aliases=[
+                "safe region", "train region", "fairness", "bias", "debias", "diversity", *attribute_pack_names(),
+            ],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn the region with; any that can sample."),
@@ -207,6 +212,3 @@ def text_files() -> list[str]:
 def text_path(name: str) -> Path | None:
     """The text file of that name in the input folder, or None."""
     return pair_path(name) if name.lower().endswith(TEXT) else None
-
-
-NODES = [SafeRegionBalance, TrainBalanceRegion]

@@ -39,6 +39,3 @@ class SafeRegionCombine(io.ComfyNode):
         regions = [region for region in (region_1, region_2, region_3, region_4) if region is not None]
         check_together(regions)
         return io.NodeOutput(combine(*regions))
-
-
-NODES = [SafeRegionCombine]

@@ -14,6 +14,13 @@ CATEGORY = "conditioning/safe region"
 SafeRegionType = io.Custom("SAFE_REGION")
 PromptPairsType = io.Custom("PROMPT_PAIRS")
 LossMapType = io.Custom("LOSS_MAP")  # core's own type, so that its Plot Loss Graph draws our losses
+# What people type into the node search who want to keep something out of their pictures.
+KEEP_OUT = (
+    "safe region", "safety", "nsfw", "sfw", "nude", "nudity", "naked", "porn", "pornography", "adult", "adult content",
+    "gore", "violence", "censor", "censorship", "filter", "content filter", "nsfw filter", "safety filter",
+    "safety checker", "moderation", "content moderation", "kids", "kid safe", "kid friendly", "child safe", "parental",
+    "parental control", "family friendly", "block", "forbid", "forbidden",
+)  # fmt: skip
 
 
 def schema(**fields: Any) -> io.Schema:

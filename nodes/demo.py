@@ -180,6 +180,3 @@ class SafeRegionDemoModel(io.ComfyNode):
             raise ValueError(
                 f"The demo model's weights are missing from this installation ({error}): install the pack again."
             ) from None
-
-
-NODES = [SafeRegionDemoModel]

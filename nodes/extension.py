@@ -3,12 +3,25 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, balance, combine, demo, files, guard, inspect, pairs, train
+from .apply import SafeRegionConditioning
+from .balance import SafeRegionBalance, TrainBalanceRegion
+from .combine import SafeRegionCombine
+from .demo import SafeRegionDemoModel
+from .files import SafeRegionLoader, SaveSafeRegion
+from .guard import SafeRegionGuardModel
+from .inspect import SafeRegionInspect
+from .pairs import SafeRegionPromptPairs
 from .routes import register_routes
+from .train import TrainSafeRegion
+
+# What is used most comes first: the page lists them in this order, and offers only the first few to a dropped wire.
+NODES: list[type[io.ComfyNode]] = [
+    SafeRegionLoader, SafeRegionConditioning, SafeRegionGuardModel, TrainSafeRegion, SaveSafeRegion, SafeRegionInspect,
+    SafeRegionCombine, SafeRegionPromptPairs, SafeRegionBalance, TrainBalanceRegion, SafeRegionDemoModel,
+]  # fmt: skip
 
 
 class SafeRegionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_routes()
-        modules = (demo, pairs, train, files, combine, apply, guard, balance, inspect)
-        return [node for module in modules for node in module.NODES]
+        return NODES

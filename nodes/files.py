@@ -27,7 +27,7 @@ class SafeRegionLoader(io.ComfyNode):
             display_name="Load Safe Region",
             description="Loads a safe region from models/safe_regions. A missing or damaged file stops the workflow: "
             "nothing is ever drawn unguarded in silence.",
-            search_aliases=["safe region", "safety", "load region"],
+            search_aliases=["safe region", "load region", "open region", "shared region"],
             inputs=[
                 io.Combo.Input(
                     "region_name", options=region_names(),
@@ -77,7 +77,7 @@ class SaveSafeRegion(io.ComfyNode):
             display_name="Save Safe Region",
             description="Saves a safe region into models/safe_regions, where Load Safe Region finds it (press R to "
             "refresh its list).",
-            search_aliases=["safe region", "save region"],
+            search_aliases=["safe region", "save region", "export region", "share region"],
             is_output_node=True,
             inputs=[
                 SafeRegionType.Input("region", tooltip="The region to save, from Train Safe Region."),
@@ -125,6 +125,3 @@ class SaveSafeRegion(io.ComfyNode):
         except OSError as error:
             raise RegionError(f"models/{FOLDER}/{listed} cannot be written: {error.strerror or error}.") from None
         return io.NodeOutput(region, str(path), ui=status(f"Saved: models/{FOLDER}/{listed}", "good"))
-
-
-NODES = [SafeRegionLoader, SaveSafeRegion]

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..region import Region, apply_to_conditioning
 from ..region.blocks import CROSS_ATTENTION
-from .common import SafeRegionType, schema, send_event, status, steering_inputs
+from .common import KEEP_OUT, SafeRegionType, schema, send_event, status, steering_inputs
 from .steering_status import steering_status
 
 KEY = "safe_region"
@@ -37,7 +37,7 @@ class SafeRegionGuardModel(io.ComfyNode):
             description="Steers every positive prompt that reaches a sampler through this model, whichever nodes made "
             "it. Place it between the model's loader and the sampler. Prompts that Apply Safe Region already steered "
             "with the same region are not moved again; negative prompts are left alone.",
-            search_aliases=["safe region", "safety", "guard", "nsfw", "block", "moderation"],
+            search_aliases=[*KEEP_OUT, "guard", "guardrail", "safeguard", "protect", "parental controls"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to guard. It is not changed: its weights stay as they are."),
                 SafeRegionType.Input("region", tooltip="The safe region, learned with this model's text encoder."),
@@ -73,6 +73,3 @@ class SafeRegionGuardModel(io.ComfyNode):
         model = model.clone()
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, sample)
         return io.NodeOutput(model, ui=status("On guard; no sampler has used this model yet."))
-
-
-NODES = [SafeRegionGuardModel]

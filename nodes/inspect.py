@@ -38,7 +38,8 @@ class SafeRegionInspect(io.ComfyNode):
             display_name="Inspect Safe Region",
             description="Shows what a region does to a prompt, word by word: how far each lies outside, how far it is "
             "moved, and which wall it was. With a small model and its VAE it also draws the prompt before and after.",
-            search_aliases=["safe region", "heat strip", "explain", "debug", "inspect prompt", "why"],
+            search_aliases=["safe region", "heat strip", "heatmap", "heat map", "explain", "debug", "inspect prompt",
+                            "why"],
             is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder that the region was learned for."),
@@ -121,6 +122,3 @@ def _drawn(
             ((_, _, denoised),) = deque(walk, maxlen=1)
             pictures.append((caption, to_image(backbone.decode(denoised)[0])))
     return pictures
-
-
-NODES = [SafeRegionInspect]

@@ -54,7 +54,10 @@ class SafeRegionPromptPairs(io.ComfyNode):
             display_name="Safe Region Prompt Pairs",
             description="What a safe region is learned from: unsafe prompts, each with a safe counterpart, and "
             "harmless prompts to keep. Choose a built-in pack or write your own in the text box; a file adds to it.",
-            search_aliases=["safe region", "prompt pairs", "training data", "prompt pack", *pack_names()],
+            search_aliases=[
+                "safe region", "prompt pairs", "training data", "training prompts", "prompt pack", "word list",
+                "block words", "forbidden words", "banned words", "blacklist", "blocklist", *pack_names(),
+            ],
             inputs=[
                 io.String.Input(
                     "text", multiline=True, default=EXAMPLE,
@@ -100,6 +103,3 @@ class SafeRegionPromptPairs(io.ComfyNode):
         title = f"{pairs.title}: " if pairs.title else ""
         summary = f"{title}{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep"
         return io.NodeOutput(pairs, pairs.text(), ui=status(summary))
-
-
-NODES = [SafeRegionPromptPairs]

@@ -146,7 +146,10 @@ class TrainSafeRegion(io.ComfyNode):
             display_name="Train Safe Region",
             description="Learns a safe region for this model's text encoder from prompt pairs. The model itself is not "
             "changed. Interrupting keeps what was learned so far in models/safe_regions/interrupted.",
-            search_aliases=["safe region", "train region", "concept removal", "safety"],
+            search_aliases=[
+                "safe region", "train region", "concept removal", "remove concept", "concept erasure", "erase concept",
+                "erase", "eraser", "unlearn", "unlearning", "forget", "forget concept", "learn region",
+            ],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn the region with; any that can sample."),
@@ -216,6 +219,3 @@ class TrainSafeRegion(io.ComfyNode):
                 existing_region = region_from_bytes(region_bytes(existing_region))
             trainer = Trainer(ComfyBackbone(model, clip, vae, size), pairs, recipe, concept, existing_region)
             return finished(cls, trainer, model)
-
-
-NODES = [TrainSafeRegion]
