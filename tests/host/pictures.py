@@ -105,7 +105,9 @@ def graph_picture(page: Any) -> Image.Image:
         return [corner(0, 0, Math.min), corner(1, 0, Math.min), corner(0, 1, Math.max), corner(1, 1, Math.max)]
           .map((value, i) => (value + offset[i % 2]) * scale);
     }""")
-    return cut(page, left - 12, top - 12, right + 12, bottom + 12)
+    pictured = cut(page, left - 12, top - 12, right + 12, bottom + 12)
+    pictured.thumbnail((1400, 1400))
+    return pictured
 
 
 def show(page: Any, kind: str, scale: float, left: float, top: float) -> tuple[float, float]:
