@@ -2,9 +2,9 @@
 
     COMFYUI_PATH=/path/to/ComfyUI /path/to/its/python benchmarks/memory.py [--publish]
 
-Runs in ComfyUI's interpreter, on the CPU: its own classes of Stable Diffusion 1.5, SDXL and Flux at 512 x 512 pixels in
-bfloat16, counted as the node counts before it trains (`Kept` in backbones/comfy.py). Of Flux a few blocks are built: all
-blocks of a kind keep the same, so the rest is multiplied.
+Runs in ComfyUI's interpreter, on the CPU: its own classes of Stable Diffusion 1.5, SDXL and Flux at 512 x 512 pixels
+in bfloat16, counted as the node counts before it trains (`Kept` in backbones/comfy.py). Of Flux a few blocks are built:
+all blocks of a kind keep the same, so the rest is multiplied.
 """
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from typing import Any
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
 from comfy.cli_args import args as comfy_args
 
-comfy_args.cpu = True
-import comfy.ldm.flux.model
-import comfy.ldm.modules.diffusionmodules.openaimodel as openai
-import comfy.ops
-import torch
+comfy_args.cpu = comfy_args.use_pytorch_cross_attention = True  # the attention of most cards
+import comfy.ldm.flux.model  # noqa: E402
+import comfy.ldm.modules.diffusionmodules.openaimodel as openai  # noqa: E402
+import comfy.ops  # noqa: E402
+import torch  # noqa: E402
 
 PACK = ModuleType("pack")
 PACK.__path__ = [str(Path(__file__).parents[1])]
@@ -72,7 +72,7 @@ def flux(double: int, single: int) -> tuple[Any, int]:
     network = comfy.ldm.flux.model.Flux(
         in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
         num_heads=24, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56], theta=10_000, patch_size=2,
-        qkv_bias=True, guidance_embed=True, **LIKE,
+        qkv_bias=True, guidance_embed=True, txt_ids_dims=[], **LIKE,
     )  # fmt: skip
     found = kept(network, random(1, 16, SIDE, SIDE), torch.ones(1), random(1, 256, 4096).requires_grad_(True),
                  random(1, 768).requires_grad_(True), torch.ones(1), transformer_options={})  # fmt: skip
