@@ -16,7 +16,7 @@ def texts(info: dict[str, Any]) -> dict[str, Any]:
     inputs = {}
     for group in ("required", "optional"):
         for name, spec in info["input"].get(group, {}).items():
-            inputs[name] = {"name": name, "tooltip": spec[1]["tooltip"]}
+            inputs[name] = {"name": spec[1].get("display_name") or name, "tooltip": spec[1]["tooltip"]}
     outputs = {str(i): {"name": name, "tooltip": tooltip}
                for i, (name, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"]))}  # fmt: skip
     return {"display_name": info["display_name"], "description": info["description"], "inputs": inputs,
