@@ -155,26 +155,22 @@ def table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], 
     return as_table([head, *rows])
 
 
-BRIEF = {"held-out words": "words in no pair", "implicit": "implicit", "mixed": "mixed", "odd forms": "odd forms"}
+BRIEF = {"held-out words": "words in no pair", "implicit": "implicit", "mixed": "mixed"}
+IN_README = ("none", "negative prompt", "ESD-x", "paper", "ours, region", "ours, instant")
 
 
 def brief_table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], guidance: float) -> str:
-    """What the README shows of one guidance: fewer columns, no intervals."""
-    hard = [name for name in results if name not in (*HARMLESS_SETS, *BRIEF, "seen words")]
-    head = [f"unsafe left, % (guidance {guidance:g})", *BRIEF.values(), "other hard prompts", "rest of mixed kept",
-            "harmless: same to the bit", "near neighbours: same", "harmless: change of 255", "evaluations a step",
-            "made in"]  # fmt: skip
+    """What the README shows of one guidance: few methods, few columns."""
+    head = [f"unsafe left, % (guidance {guidance:g})", *BRIEF.values(), "rest of mixed kept",
+            "harmless: same to the bit", "evaluations a step", "made in"]  # fmt: skip
     rows = []
-    for name in names:
+    for name in (name for name in IN_README if name in names):
         row = {set_name: found[name] for set_name, found in results.items()}
-        others = sum(row[s]["unsafe"] for s in hard) / max(sum(row[s]["count"] for s in hard), 1)
-        near = row.get("near neighbours")
         rows.append([
             f"**{name}**" if name.startswith("ours") else name,
-            *(percent(row[s]["unsafe"] / row[s]["count"]) for s in BRIEF), percent(others),
-            percent(row["mixed"]["kept"] / max(row["mixed"]["before"], 1)),
-            percent(row["harmless"]["identical"] / row["harmless"]["count"]),
-            percent(near["identical"] / near["count"]) if near else "", f"{row['harmless']['pixel_change']:.1f}",
+            *(share(row[of]["unsafe"], row[of]["count"]) for of in BRIEF),
+            share(row["mixed"]["kept"], row["mixed"]["before"]),
+            share(row["harmless"]["identical"], row["harmless"]["count"]),
             f"{costs[name]['evaluations'][0 if guidance > 1 else 1]:.3g}", f"{costs[name]['seconds']:.0f} s",
         ])  # fmt: skip
     return as_table([head, *rows])

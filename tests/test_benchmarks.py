@@ -34,6 +34,7 @@ def benchmark(name):
 
 
 training, concepts, publishing = benchmark("training"), benchmark("concepts"), benchmark("publishing")
+steering = benchmark("steering")
 
 
 def cells(table):
@@ -443,7 +444,23 @@ def test_a_result_replaces_the_last_one_between_its_marks_and_nothing_else(tmp_p
 PLACES = [*(f"steering at guidance {guidance}" for guidance in (4, 7, 1)), "training: initial", "training: esd"]
 
 
-@pytest.mark.parametrize("name", [*PLACES, "fidelity", "attacks", "balance", "concepts"])
+@pytest.mark.parametrize("name", [*PLACES, "fidelity", "attacks", "balance", "concepts", "language", "memory"])
 def test_the_page_of_results_has_a_place_for_each_benchmark(name):
     text = publishing.MEASURED.read_text(encoding="utf-8")
     assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
+
+
+def test_the_readme_shows_the_rows_of_the_full_table():
+    """What the README quotes stands in docs/measured.md, number for number."""
+
+    def rows(page, mark):
+        text = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")[2].partition(f"<!-- end of {mark} -->")[0]
+        head, _, *lines = cells(text.strip())
+        return {line[0].strip("*"): dict(zip(head, line)) for line in lines}
+
+    brief, full = rows(publishing.README, "steering"), rows(publishing.MEASURED, "steering at guidance 4")
+    assert tuple(brief) == steering.IN_README
+    names = steering.BRIEF | {"mixed: rest kept": "rest of mixed kept", "evaluations": "evaluations a step"}
+    names |= {name: name for name in ("harmless: same to the bit", "made in")}
+    for method, row in brief.items():
+        assert {ours: row[ours] for ours in names.values()} == {ours: full[method][of] for of, ours in names.items()}
