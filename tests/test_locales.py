@@ -11,7 +11,7 @@ import pytest
 
 LOCALES = Path(__file__).parent.parent / "locales"
 SCRIPTS = LOCALES.parent / "web" / "js"
-SENT = LOCALES.parent / "evaluation" / "heat.py"  # composes sentences that the page looks up
+SENT = LOCALES.parent / "evaluation" / "heat.py"  # puts sentences together that the page looks up
 LANGUAGES = sorted(folder.name for folder in LOCALES.iterdir() if folder.name != "en")
 
 
@@ -49,7 +49,7 @@ def test_every_text_of_the_page_is_translated(language):
     translated = read(language, "main")["safeRegion"]
     assert translated.keys() == read(LANGUAGES[0], "main")["safeRegion"].keys() and english <= translated.keys()
     source = SENT.read_text(encoding="utf-8").replace("{{", "{").replace("}}", "}")
-    others = {text: zip(text.split(), text.split()[1:]) for text in translated.keys() - english}  # put together of parts
+    others = {text: zip(text.split(), text.split()[1:]) for text in translated.keys() - english}
     assert not [text for text, pairs in others.items() if not any(" ".join(pair) in source for pair in pairs)]
     for text, other in translated.items():
         assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", other)), text
