@@ -37,7 +37,7 @@ class SafeRegionBalance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SafeRegionBalance",
-            display_name="Balance Safe Region",
+            display_name="Balance Safe Region (Bias)",
             description="Gives each image of a batch a group of an attribute (a gender, for instance) in the shares "
             "you want: of 8 images at 50/50 exactly 4 and 4. Prompts that state the attribute, or are about something "
             "else, come out unchanged. Place it between CLIP Text Encode and the sampler's positive input.",

@@ -33,7 +33,7 @@ class SafeRegionGuardModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SafeRegionGuardModel",
-            display_name="Guard Model with Safe Region",
+            display_name="Guard Model with Safe Region (Moderation)",
             description="Steers every positive prompt that reaches a sampler through this model, whichever nodes made "
             "it. Place it between the model's loader and the sampler. Prompts that Apply Safe Region already steered "
             "with the same region are not moved again; negative prompts are left alone.",

@@ -1,4 +1,4 @@
-"""The regions that the loader lists: the newest first, examples and those that only balance last."""
+"""The regions that the loader lists: the newest first; examples, unfinished ones and those that only balance last."""
 from __future__ import annotations
 
 from typing import Any
@@ -19,8 +19,9 @@ def _listed() -> dict[str, dict[str, Any]]:
             changed = path.stat().st_mtime if path else 0.0
         except OSError:
             changed = 0.0
-        balances = bool(card) and card["kind"] == "balance"
-        found[name] = ((card is None, balances, path is not None and path.parent == EXAMPLES, -changed), card or {})
+        card = card or {"kind": "damaged", "unfinished": ""}
+        last = (card["kind"] != "region", bool(card["unfinished"]), path is not None and path.parent == EXAMPLES)
+        found[name] = ((card["kind"] == "damaged", *last, -changed), card)
     return {name: card for name, (_, card) in sorted(found.items(), key=lambda one: (one[1][0], one[0].lower()))}
 
 
@@ -33,6 +34,6 @@ def region_labels() -> dict[str, dict[str, str]]:
     """For the page: by file name, what it is about and for which model, and its kind (region, balance or damaged)."""
     return {
         name: {"label": " · ".join(filter(None, (card.get("concept"), card.get("family") or card.get("encoder")))),
-               "kind": card.get("kind", "damaged")}
+               "kind": card["kind"]}
         for name, card in _listed().items()
     }  # fmt: skip

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-APPLY, GUARD, TRAIN = "Apply Safe Region", "Guard Model with Safe Region", "Train Safe Region"
-PAIRS, BALANCE, INSPECT = "Safe Region Prompt Pairs", "Balance Safe Region", "Inspect Safe Region"
+APPLY, GUARD, TRAIN = "Apply Safe Region", "Guard Model with Safe Region (Moderation)", "Train Safe Region"
+PAIRS, BALANCE, INSPECT = "Safe Region Prompt Pairs", "Balance Safe Region (Bias)", "Inspect Safe Region"
 # The names themselves.
-NAMES = {"apply safe": APPLY, "guard": GUARD, "prompt pairs": PAIRS, "balance": BALANCE, "inspect safe": INSPECT}
+NAMES = {"apply safe": APPLY, "guard": GUARD, "moderation": GUARD, "prompt pairs": PAIRS, "balance": BALANCE,
+         "bias": BALANCE, "inspect safe": INSPECT}  # fmt: skip
 # Other words, of which only newer versions of ComfyUI tell their page.
 WORDS = {
     **dict.fromkeys(
@@ -24,7 +25,7 @@ WORDS = {
     **dict.fromkeys(["heatmap", "explain", "why"], (INSPECT,)),
 }  # fmt: skip
 # For these the search puts much used nodes with a merely similar name or word first.
-CROWDED = {"moderation": GUARD, "bias": BALANCE, "erase": TRAIN, "steering": APPLY, "porn": APPLY}
+CROWDED = {"erase": TRAIN, "steering": APPLY, "porn": APPLY}
 BOX = "input[id^=comfy-vue-node-search-box-input], [role=search] input"
 RESULTS = "[data-testid=result-item], .p-autocomplete-option"
 

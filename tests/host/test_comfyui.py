@@ -331,7 +331,11 @@ def test_the_list_begins_with_the_newest_that_apply_takes_and_says_what_each_is(
     g.add("SaveSafeRegion", region=train(0), name="the newest")
     comfy.run(g.prompt)
     known = comfy.get("/safe_region/list")["regions"]
-    first, *_ = known
+    first, *others = known
+    kinds = [known[name]["kind"] for name in known if known[name]["kind"] != "damaged"]
+    assert kinds == sorted(kinds, reverse=True), "regions before those that balance"
+    unfinished = [name.startswith("interrupted/") for name in others if known[name]["kind"] == "region"]
+    assert unfinished == sorted(unfinished)
     assert first == "the newest.safetensors" and known[first]["label"] == "weapons · model"
     kind, options = comfy.get("/object_info/SafeRegionLoader")["SafeRegionLoader"]["input"]["required"]["region_name"]
     assert (options["options"] if kind == "COMBO" else kind) == list(known)
