@@ -30,7 +30,8 @@ DOWNSCALES = {"SC_Prior": 42, "SC_B": 4, "LTXV": 32, "LTXAV": 32, "HunyuanImage2
               "HunyuanVideo15": 16, "ChromaRadiance": 1}  # fmt: skip
 EXAMPLE = "a photo of a woman with a red umbrella on a street in the rain, at night"  # of usual length, to measure with
 
-_SHAPES = re.compile(r"shape|size|dimension", re.IGNORECASE)  # torch's errors about tensors that do not fit together
+# torch's errors about tensors that do not fit together; those about memory speak of sizes too
+_MISFIT = re.compile(r"^(?!.*(memory|buffer)).*(shape|size|dimension)", re.IGNORECASE | re.DOTALL)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -455,7 +456,7 @@ class ComfyBackbone:
                 keeping = counted(self.model.model.diffusion_model, found)
                 self._denoised(x, sigma, [with_blocks(entry, text)], 1, 1, keeping)
         except RuntimeError as error:
-            if isinstance(error, comfy.model_management.OOM_EXCEPTION) or not _SHAPES.search(str(error)):
+            if isinstance(error, comfy.model_management.OOM_EXCEPTION) or not _MISFIT.search(str(error)):
                 raise
             widths = ", ".join(f"{tensor.shape[-1]} numbers a token" if name == CROSS_ATTENTION else f"{name} of "
                                f"{tensor.shape[-1]}" for name, tensor in text_tensors(entry).items())  # fmt: skip

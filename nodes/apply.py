@@ -38,4 +38,4 @@ class SafeRegionConditioning(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         steered = apply_to_conditioning(conditioning, region, strength, mode, start, end)
         told = steering_status(conditioning, region, strength, mode, start, end)
-        return io.NodeOutput(steered, ui=status(*told))
+        return io.NodeOutput(steered, ui=status(told))

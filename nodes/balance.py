@@ -104,7 +104,7 @@ class SafeRegionBalance(io.ComfyNode):
         balanced = balance_conditioning(conditioning, region, batch_size, seed, wanted, strength, start, end)
         drawn = known_groups(balanced, batch_size).get(attribute.name, [])
         text = ", ".join(f"{number} {group}" for number, group in enumerate(drawn, 1)) or "nothing is changed"
-        return io.NodeOutput(balanced, text, ui=status(text))
+        return io.NodeOutput(balanced, text, ui=status([(text, "neutral")]))
 
 
 class TrainBalanceRegion(io.ComfyNode):

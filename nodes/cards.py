@@ -21,8 +21,7 @@ from PIL import Image
 from ..region import Region, RegionError
 from ..region.conditioning import balances
 from ..region.files import read_limited, region_from_bytes
-from ..region.verdict import UNFINISHED, inner, share
-from ..region.verdict import verdict as verdict_on
+from ..region.verdict import UNFINISHED, inner, share, verdict
 from .names import shown
 
 EMBED_BYTES = 256 * 1024
@@ -118,10 +117,9 @@ def region_card(region: Region, content: bytes, name: str) -> dict[str, Any]:
         "family": plain(data.get("family"), 40),
         "checkpoint": plain(data.get("checkpoint"), 120),
         "kind": "balance" if balances(data) else "region",
-        "verdict": verdict_on(data).status(),
+        "verdict": verdict(data).status(),
         "unfinished": unfinished,
-        "recipe": ", ".join([*(f"{plain(recipe[key], 40)}{unit}" for key, unit in told if plain(recipe.get(key))),
-                             *([unfinished] if unfinished else [])]),
+        "recipe": ", ".join(f"{plain(recipe[key], 40)}{unit}" for key, unit in told if plain(recipe.get(key))),
         "effect": _effect(data),
         "harmless_touched": _harmless(region),
         "gate": all(part.gates for part in region.parts),
@@ -152,7 +150,7 @@ class Found:
     error: str = ""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _found(path: Path, modified: int, size: int) -> Found:
     content = read_limited(path)
     try:
@@ -168,6 +166,8 @@ def look(path: Path) -> Found:
         return _found(path, status.st_mtime_ns, status.st_size)
     except (OSError, RegionError) as error:
         return Found("", 0, error=f"{shown(path.name, 80)}: {error}.")
+    except Exception as error:  # whatever is in it, one file must not keep our nodes from being listed
+        return Found("", 0, error=f"{shown(path.name, 80)}: its card cannot be read ({type(error).__name__}).")
 
 
 # --- what a workflow carries ---
@@ -286,7 +286,7 @@ def chosen_content(name: str, text: str, find: Find, folder: Path | str) -> byte
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Standing:
     """`state` is ok, embedded, missing, changed or damaged; the last three have a message and cannot run.
 
     `carried` is what the workflow is to carry from now on.
@@ -303,27 +303,27 @@ class Verdict:
         return self.state in ("ok", "embedded")
 
 
-def verdict(name: str, text: str, find: Find, folder: Path | str) -> Verdict:
+def standing(name: str, text: str, find: Find, folder: Path | str) -> Standing:
     """What can be said about a loader before it runs."""
     path = find(name)
     found = look(path) if path else None
     try:
         known = about(name, text)
     except RegionError as error:
-        return Verdict("damaged", str(error), None, text, path is not None)
+        return Standing("damaged", str(error), None, text, path is not None)
     if known.content is not None:
         try:
-            return Verdict("embedded", "", card(known.content, name), text, path is not None)
+            return Standing("embedded", "", card(known.content, name), text, path is not None)
         except RegionError as error:
-            return Verdict("damaged", f"The embedded region is damaged: {error}", None, text, path is not None)
+            return Standing("damaged", f"The embedded region is damaged: {error}", None, text, path is not None)
     if found is None:
-        return Verdict("missing", missing(known, folder), None, text, False)
+        return Standing("missing", missing(known, folder), None, text, False)
     if known.sha256 and found.sha256 and found.sha256 != known.sha256:
-        return Verdict("changed", changed(known, found.sha256), found.card, text, True)
+        return Standing("changed", changed(known, found.sha256), found.card, text, True)
     if found.card is None:
-        return Verdict("damaged", found.error, None, text, True)
+        return Standing("damaged", found.error, None, text, True)
     remembered = text if known.sha256 else pack(Carried(name, found.sha256, found.card["source"]))
-    return Verdict("ok", "", found.card | {"name": plain(name)}, remembered, True)
+    return Standing("ok", "", found.card | {"name": plain(name)}, remembered, True)
 
 
 def embedded(name: str, text: str, find: Find, folder: Path | str) -> str:

@@ -1,6 +1,7 @@
 """What all nodes share: the category, the schema helper, custom types and what is said on a node."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,9 @@ def prompt_server() -> Any:
     return getattr(PromptServer, "instance", None)
 
 
-def status(text: str, tone: str = "neutral") -> dict[str, list[str]]:
-    """UI output that web/js/status.js shows on the node; `tone` is good, warn, bad or neutral."""
-    return {"text": [shown(text, 1000)], "safe_region_tone": [tone]}
+def status(lines: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """UI output that web/js/status.js shows on the node: lines, each with its tone (good, warn, bad or neutral)."""
+    return {"text": [shown(text, 1000) for text, _ in lines], "safe_region_tone": [tone for _, tone in lines]}
 
 
 def send_event(name: str, detail: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..region import Region, RegionError, region_from_bytes, save_region
-from .cards import card_text, chosen_content, region_card, verdict
+from .cards import card_text, chosen_content, region_card, standing
 from .common import SafeRegionType, schema, status
 from .folders import FOLDER, region_path, save_folder
 from .listing import region_names
@@ -47,7 +47,7 @@ class SafeRegionLoader(io.ComfyNode):
     def validate_inputs(cls, region_name: str | None = None, carried: str | None = "") -> bool | str:
         if region_name is None or carried is None:  # one is linked: looked at when it runs
             return True
-        found = verdict(region_name, carried, region_path, save_folder())
+        found = standing(region_name, carried, region_path, save_folder())
         return found.runs or found.message
 
     @classmethod
@@ -124,4 +124,4 @@ class SaveSafeRegion(io.ComfyNode):
             save_region(region, path)
         except OSError as error:
             raise RegionError(f"models/{FOLDER}/{listed} cannot be written: {error.strerror or error}.") from None
-        return io.NodeOutput(region, str(path), ui=status(f"Saved: models/{FOLDER}/{listed}", "good"))
+        return io.NodeOutput(region, str(path), ui=status([(f"Saved: models/{FOLDER}/{listed}", "good")]))

@@ -65,11 +65,11 @@ class SafeRegionGuardModel(io.ComfyNode):
             for name in wanted:
                 conds[name] = guarded(conds[name], steer)
             seen += 1
-            text, tone = steering_status(entries, region, strength, mode, start, end)
-            send_event(STATUS, {"node": node_id, "text": f"Sampling {seen}: {text}", "tone": tone})
+            told = status(steering_status(entries, region, strength, mode, start, end))
+            send_event(STATUS, {"node": node_id, "heading": f"Sampling {seen}", **told})
             return executor(*args, **kwargs)
 
         steer([])  # says now what would be wrong with the region or the numbers
         model = model.clone()
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, sample)
-        return io.NodeOutput(model, ui=status("On guard; no sampler has used this model yet."))
+        return io.NodeOutput(model, ui=status([("On guard; no sampler has used this model yet.", "neutral")]))

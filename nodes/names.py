@@ -8,6 +8,7 @@ from typing import Any
 from ..region import Region
 from ..region.files import slug
 
+LOADED = ("ckpt", "checkpoint", "unet", "model", "gguf")  # in the names of inputs that choose a model's file
 MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".sft", ".bin")
 SUFFIX = ".safetensors"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # device names on Windows
@@ -51,8 +52,8 @@ def file_state(path: Path | None) -> str:
 
 def default_name(region: Region) -> str:
     """A file name for a region that was given none: its concept and the model that it was learned on."""
-    family = safe_name(str(region.metadata.get("family", "")))
-    return ".".join(filter(None, (slug(region.name), family.replace("/", "-")[:30])))
+    name, family = (safe_name(str(text)).replace("/", "-") for text in (region.name, region.metadata.get("family", "")))
+    return ".".join(filter(None, (slug(region.name) if name.isascii() else name, family[:30])))
 
 
 def checkpoint_of(prompt: Any, node_id: str | None) -> str:
@@ -65,12 +66,14 @@ def checkpoint_of(prompt: Any, node_id: str | None) -> str:
     while isinstance(prompt, dict) and name in prompt and name not in seen:
         seen.add(name)
         inputs = prompt[name].get("inputs", {})
-        texts = [value for key, value in inputs.items() if isinstance(value, str) and "lora" not in key.lower()]
-        file = next((text for text in texts if text.lower().endswith(MODEL_FILES)), "")
+        files = {key.lower(): value for key, value in inputs.items()
+                 if isinstance(value, str) and value.lower().endswith(MODEL_FILES)}  # fmt: skip
+        file = next((files[key] for key in files if any(word in key for word in LOADED)), "")
         if len(seen) > 1 and file:
             return re.split(r"[\\/]", file)[-1][:120]
         links = {key: value for key, value in inputs.items() if isinstance(value, list) and len(value) == 2}
         link = next((value for key, value in links.items() if "model" in key.lower()), None)
+        link = next(iter(links.values())) if link is None and len(links) == 1 else link  # a reroute
         name = str(link[0]) if link else ""
     return ""
 

@@ -102,4 +102,4 @@ class SafeRegionPromptPairs(io.ComfyNode):
             raise PairsError("There is no prompt pair: write one a line, unsafe prompt => safe prompt.")
         title = f"{pairs.title}: " if pairs.title else ""
         summary = f"{title}{len(pairs.pairs)} pairs, {len(pairs.keep)} prompts to keep"
-        return io.NodeOutput(pairs, pairs.text(), ui=status(summary))
+        return io.NodeOutput(pairs, pairs.text(), ui=status([(summary, "neutral")]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..region import RegionError
 from ..region.files import MAX_BYTES, region_from_bytes, write_atomically
-from .cards import embed_refusal, embedded, look, sha256, verdict
+from .cards import embed_refusal, embedded, look, sha256, standing
 from .common import prompt_server
 from .folders import region_path, save_folder
 from .listing import region_labels
@@ -29,10 +29,10 @@ class _Refused(Exception):
 
 
 def card_answer(name: str, carried: str = "", embed: bool = False) -> dict[str, Any]:
-    """The verdict on a loader; `refusal` is why its region could not be embedded. With `embed` it is."""
+    """How a loader stands; `refusal` is why its region could not be embedded. With `embed` it is."""
     if embed:
         carried = embedded(name, carried, region_path, save_folder())
-    found = verdict(name, carried, region_path, save_folder())
+    found = standing(name, carried, region_path, save_folder())
     return asdict(found) | {"refusal": embed_refusal(found.card["bytes"]) if found.card else ""}
 
 

@@ -11,17 +11,16 @@ from ..region.verdict import verdict
 
 def steering_status(
     conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float, end: float
-) -> tuple[str, str]:
-    """A line and its tone, for prompts that the region was applied to; the line may go on with what the region's own
-    numbers say against it.
+) -> list[tuple[str, str]]:
+    """Lines with their tones, for prompts that the region was applied to; the last may be what the region's own numbers
+    say against it.
 
     Where the text lies on a GPU it is not looked at, so that nothing waits for it.
     """
-    text, tone = _done(conditioning, region, strength, mode, start, end)
-    found = verdict(region.metadata)
+    told, found = [_done(conditioning, region, strength, mode, start, end)], verdict(region.metadata)
     if found.tone in ("warn", "bad"):
-        return f"{text}\nThis region is not to be relied on. {found.line}", found.tone
-    return text, tone
+        told.append((f"This region is not to be relied on. {found.line}", found.tone))
+    return told
 
 
 def _done(
@@ -29,6 +28,8 @@ def _done(
 ) -> tuple[str, str]:
     if strength == 0:
         return "Switched off: strength 0 moves nothing.", "warn"
+    if start >= end:
+        return "Switched off: there is no step of sampling between start and end.", "warn"
     how = f" at strength {strength:g}" if strength != 1 else ""
     how += f", from {start:.0%} to {end:.0%} of sampling only" if (start, end) != (0, 1) else ""
     free = [part.label for part in region.parts if not part.gates]

@@ -126,18 +126,23 @@ def _row(values: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
 def outside(conditioning: Sequence[Sequence[Any]], region: Region) -> list[str] | None:
     """The concepts outside of which some entry lies, as it was before any region acted on it.
 
-    None where the text is not on the CPU: reading it back would make a GPU wait. The region fits the conditioning.
+    None where that cannot be told: there is no text that a gate looks at, it holds numbers that are not finite, or it
+    is not on the CPU, and reading it back would make a GPU wait. The region fits the conditioning.
     """
-    found: dict[str, None] = {}
+    found: dict[str, bool] = {}
     for entry in conditioning:
         tensors = original_tensors(entry)
         if any(tensor.device.type != "cpu" for tensor in tensors.values()):
             return None
         for part in (part for part in region.parts if part.gates):
             blocks = read_blocks(tensors, list(part.gates))
-            if blocks and bool((openness(blocks, part, False, text_masks(entry, list(part.gates))) > 0).any()):
-                found[part.label] = None
-    return list(found)
+            if not blocks:
+                continue
+            opened = openness(blocks, part, False, text_masks(entry, list(part.gates)))
+            if not bool(opened.isfinite().all()):
+                return None
+            found[part.label] = found.get(part.label, False) or bool((opened > 0).any())
+    return [label for label, is_open in found.items() if is_open] if found else None
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from comfyui_safe_region.nodes.cards import (
     pack,
     plain,
     preview,
+    standing,
     unpack,
-    verdict,
 )
 from comfyui_safe_region.region import Part, Region, RegionError, region_bytes
 from region_examples import example_move, example_part, example_region
@@ -55,7 +55,8 @@ def picture(size: tuple[int, int] = (40, 20), kind: str = "JPEG") -> str:
 def test_a_card_says_what_was_measured():
     found = card(content(
         name="Weapons", encoder={"name": "CLIP-L"}, recipe={"preset": "region", "pairs": 241, "steps": 0},
-        calibration={"bound": 0.0097, "harmless_prompts": 2000, "held_out_unsafe_touched": 0.98},
+        calibration={"bound": 0.0097, "harmless_prompts": 2000, "harmless_touched": 0.008,
+                     "held_out_unsafe_touched": 0.98},
         measured={"seen words": {"unsafe_before": 1.0, "unsafe_after": 0.04},
                   "harmless": {"unsafe_before": 0.01, "unsafe_after": 0.01}},
         licence="CC0-1.0", author="me", source="https://example.org"), NAME)  # fmt: skip
@@ -76,7 +77,7 @@ def test_a_card_says_what_was_measured():
 def test_a_card_says_when_training_did_not_finish_and_on_which_checkpoint_it_was():
     found = card(content(recipe={"preset": "region", "pairs": 5, "steps": 250}, family="sdxl",
                          checkpoint="juggernaut.safetensors", unfinished="stopped after 3 of 250 steps"), NAME)
-    assert found["recipe"] == "region, 5 prompt pairs, stopped after 3 of 250 steps"
+    assert (found["recipe"], found["unfinished"]) == ("region, 5 prompt pairs", "stopped after 3 of 250 steps")
     assert found["verdict"] == {"text": found["verdict"]["text"], "tone": "warn"}
     assert (found["checkpoint"], found["family"]) == ("juggernaut.safetensors", "sdxl")
     assert card(content(attribute="gender"), NAME)["kind"] == "balance"
@@ -155,7 +156,7 @@ def test_an_embedded_region_comes_back_to_the_byte(tmp_path):
     assert pack(known) == text
     # it needs no file
     assert chosen_content(NAME, text, lambda name: None, tmp_path) == known.content
-    found = verdict(NAME, text, lambda name: None, tmp_path)
+    found = standing(NAME, text, lambda name: None, tmp_path)
     assert (found.state, found.runs, found.in_folder, found.carried) == ("embedded", True, False, text)
 
 
@@ -187,14 +188,14 @@ def test_junk_in_the_workflow_is_refused_in_one_sentence(text, words):
         with pytest.raises(RegionError, match=words) as caught:
             look()
         assert "Use the file as it is now" in str(caught.value) and len(str(caught.value)) < 300
-    found = verdict(NAME, text, lambda name: None, "folder")
+    found = standing(NAME, text, lambda name: None, "folder")
     assert (found.state, found.runs) == ("damaged", False)
 
 
 def test_an_embedded_file_is_checked_like_any_file():
     noise = b"no region at all"
     text = pack(Carried(NAME, cards.sha256(noise), "", noise))
-    found = verdict(NAME, text, lambda name: None, "folder")
+    found = standing(NAME, text, lambda name: None, "folder")
     assert found.state == "damaged" and "not a readable .safetensors file" in found.message
 
 
@@ -207,11 +208,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judged(folder: Path, text: str, name: str = NAME) -> cards.Verdict:
+def judged(folder: Path, text: str, name: str = NAME) -> cards.Standing:
     def find(name: str) -> Path | None:
         return folder / name if os.path.isfile(folder / name) else None
 
-    found = verdict(name, text, find, folder)
+    found = standing(name, text, find, folder)
     if found.runs:
         assert chosen_content(name, text, find, folder)
     else:

@@ -129,6 +129,7 @@ def test_a_region_without_a_name_is_called_by_its_concept_and_model():
     assert default_name(known) == "weapons-knives.sdxl"
     assert default_name(replace(region, metadata={"name": "weapons"})) == "weapons"
     assert default_name(replace(region, metadata={"name": "../x", "family": "../../etc/y"})) == "x.etc-y"
+    assert default_name(replace(region, metadata={"name": "武器", "family": "flux"})) == "武器.flux"
 
 
 def test_the_checkpoint_is_found_behind_nodes_that_patch_the_model():
@@ -142,8 +143,12 @@ def test_the_checkpoint_is_found_behind_nodes_that_patch_the_model():
         "7:1": {"inputs": {"model": ["1", 0]}},  # in a subgraph
         "8": {"inputs": {"model": ["9", 0], "name": "own.safetensors"}},
         "9": {"inputs": {}},
+        "10": {"inputs": {"": ["2", 0]}},  # a reroute
+        "11": {"inputs": {"model": ["10", 0], "patch_name": "patch.safetensors"}},
+        "12": {"inputs": {"model": ["11", 0]}},
     }
-    assert checkpoint_of(prompt, "4") == checkpoint_of(prompt, "7:1") == "base v1.safetensors"
+    found = {checkpoint_of(prompt, name) for name in ("4", "7:1", "12")}
+    assert found == {"base v1.safetensors"}
     assert checkpoint_of(prompt, "5") == checkpoint_of(prompt, "8") == checkpoint_of(None, "1") == ""
     assert checkpoint_of(prompt, None) == ""
 
@@ -153,7 +158,8 @@ def entry(*tokens: float) -> list[Any]:
 
 
 def told(text: list[Any], region: Region, strength: float = 1.0, mode: str = "auto", end: float = 1.0):
-    return steering_status([text], region, strength, mode, 0.0, end)
+    first, *others = steering_status([text], region, strength, mode, 0.0, end)
+    return (*first, *others)
 
 
 def test_what_apply_says():
@@ -169,6 +175,16 @@ def test_what_apply_says():
     assert told(inside, region, mode="always")[0] == "Moved: mode always moves every prompt."
     free = Region((Part("a", {"cross_attn": example_move(6)}),))
     assert told(inside, free)[0] == "Moved: this region moves every prompt."
-    useless = replace(region, metadata={"calibration": {"held_out_unsafe_touched": 0.05}})
-    text, tone = told(inside, useless)
-    assert tone == "bad" and "not to be relied on. Useless: it acts on only 5%" in text
+    useless = replace(region, metadata={"calibration": {"held_out_unsafe_touched": 0.05, "harmless_touched": 0.0}})
+    text, tone, (doubt, worse) = told(inside, useless)
+    assert (text, tone, worse) == ("Inside: comes out unchanged.", "good", "bad")
+    assert "not to be relied on. Useless: it acts on only 5%" in doubt
+    assert told(outside, region, end=0.0)[0].startswith("Switched off: there is no step")
+
+
+def test_what_cannot_be_judged_is_not_called_inside():
+    gate = Gate(torch.ones(1, 6), torch.tensor([3.0]), torch.zeros(6), torch.ones(6), torch.tensor(1.0))
+    region = Region((Part("weapons", {"cross_attn": example_move(6)}, {"cross_attn": gate}),))
+    for text in ([], [[None, {}]], [entry(-1, float("nan"))]):
+        ((said, _),) = steering_status(text, region, 1.0, "auto", 0.0, 1.0)
+        assert said.startswith("Applied.")

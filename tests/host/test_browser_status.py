@@ -89,7 +89,7 @@ def test_a_status_is_said_by_mark_and_colour(comfy_page):
     for i, kind in enumerate(SAID):
         tone, text = list(MARKS)[i % 4], TEXTS[i % 4]
         if i % 2:
-            tell(comfy_page, "safe_region.status", kind, text=text, tone=tone)
+            tell(comfy_page, "safe_region.status", kind, text=[text], safe_region_tone=[tone])
         else:
             tell(comfy_page, "executed", kind, output={"text": [text], "safe_region_tone": [tone]})
         expected[kind] = f"{MARKS[tone]}{text}"

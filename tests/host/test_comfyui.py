@@ -228,7 +228,7 @@ def test_interrupting_keeps_what_was_learned_and_the_next_run_works(comfy):
         assert len(kept) == number
     assert all(str(path) in comfy.log() for path in kept)
     found = comfy.get(f"/safe_region/card?name=interrupted/{kept[0].name}")["card"]
-    assert "stopped after" in found["recipe"] and "of 5000 steps" in found["recipe"]
+    assert "stopped after" in found["unfinished"] and "of 5000 steps" in found["unfinished"]
     assert found["verdict"]["tone"] == "warn" and "interrupted" in found["verdict"]["text"]
     g, inputs = graph("epsilon")
     before = g.add("TestChecksum", model=inputs["model"], clip=inputs["clip"])

@@ -12,9 +12,9 @@ const CARRIED = "carried";
 const SEARCHED = 12; // a longer list must be searched, which the classic canvas offers for values only
 
 /**
- * What the server says about a loader (nodes/cards.py, Verdict).
+ * What the server says about a loader (nodes/cards.py, Standing).
  * @typedef {{ state: string, message: string, card: Record<string, any> | null, carried: string, in_folder: boolean,
- *   refusal: string }} Verdict
+ *   refusal: string }} Standing
  */
 
 /** @type {WeakMap<any, number>} the last question about each node: an older answer is dropped */
@@ -248,7 +248,7 @@ function verdicts(card) {
   return found.filter((one) => one?.text).map(toned);
 }
 
-/** @param {any} node @param {Verdict} reply */
+/** @param {any} node @param {Standing} reply */
 function show(node, reply) {
   const card = panelOf(node);
   Object.assign(card.style, { display: "flex", flexDirection: "column", gap: "6px", overflow: "hidden" });

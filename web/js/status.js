@@ -9,6 +9,15 @@ const NODES = [
   "SafeRegionPromptPairs", "SaveSafeRegion",
 ];
 
+/**
+ * What nodes/common.py `status` made, as verdicts.
+ * @param {{ text: string | string[], safe_region_tone?: string[], heading?: string }} said
+ */
+function lines({ text, safe_region_tone: tones, heading }) {
+  const first = heading ? `${heading}: ` : "";
+  return [text].flat().map((line, i) => ({ text: i ? line : first + line, tone: tones?.[i] }));
+}
+
 /** @param {any} node @param {import("./panel.js").Verdict[]} verdicts */
 function show(node, verdicts) {
   panel(node, "safe_region_status").replaceChildren(...verdicts.map(toned));
@@ -19,7 +28,7 @@ let ready = false; // the page has its graph
 // not in `setup`: of a message that comes before, while a page loads in the midst of a run, ComfyUI would complain
 api.addEventListener("safe_region.status", ({ detail }) => {
   const node = ready && findNode(detail.node);
-  if (NODES.includes(node?.comfyClass)) show(node, [detail]);
+  if (NODES.includes(node?.comfyClass)) show(node, lines(detail));
 });
 
 app.registerExtension({
@@ -29,8 +38,6 @@ app.registerExtension({
   },
   setup() {
     ready = true;
-    onExecuted(NODES, (node, { text, safe_region_tone: tones }) => {
-      if (text) show(node, [text].flat().map((line, i) => ({ text: line, tone: tones?.[i] })));
-    });
+    onExecuted(NODES, (node, output) => output.text && show(node, lines(/** @type {any} */ (output))));
   },
 });
