@@ -94,6 +94,21 @@ def test_text_is_cut_to_its_width():
     assert lines("", 80, 12) == [""] and wrapped("", 80, 12) == ""
 
 
+def test_of_a_word_without_end_no_more_is_looked_at_than_what_fits(monkeypatch):
+    looked = []
+
+    def counting(text: str) -> list[tuple[str, str]]:
+        looked.append(len(text))
+        return runs(text)
+
+    monkeypatch.setattr(lettering, "runs", counting)
+    length.cache_clear()
+    first, second = wrapped("刀" * 20_000, 200, 12).split("\n")
+    assert length(first, 12) <= 200 < length(first + "刀", 12) and second == first[:-1] + "…"
+    assert max(looked) < 100 and sum(looked) < 1000
+    assert "".join(lines("刀" * 20_000, 200, 12)) == "刀" * 20_000 and max(looked) < 100
+
+
 def test_captions_of_reports_are_prompts_in_any_script():
     square = Image.new("RGB", (8, 8))
     boxes, letters = (np.asarray(before_after([(text, square, square)])) for text in ("\U0001254f" * 4, "一把刀子"))

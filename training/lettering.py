@@ -127,34 +127,39 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, fill: s
 
 
 def _fits(text: str, width: float, size: int, end: str = "") -> int:
-    """How many of its letters a width in pixels has room for, `end` behind them."""
-    return bisect_right(range(len(text)), width, key=lambda count: length(text[: count + 1] + end, size))
+    """How many of its letters a width in pixels has room for, `end` behind them. Looks no further than it must."""
+    most = 1
+    while most < len(text) and length(text[:most] + end, size) <= width:
+        most *= 2
+    return bisect_right(range(len(text[:most])), width, key=lambda count: length(text[: count + 1] + end, size))
 
 
 def shorten(text: str, width: float, size: int) -> str:
     """The text, cut with an ellipsis to a width in pixels."""
-    return text if length(text, size) <= width else text[: _fits(text, width, size, "…")] + "…"
+    whole = _fits(text, width, size) == len(text)
+    return text if whole else text[: _fits(text, width, size, "…")] + "…"
+
+
+def _broken(text: str, width: float, size: int) -> tuple[str, str]:
+    """A line of a width in pixels, and what is left: cut between words, or within one that is longer than a line."""
+    fit = _fits(text, width, size)
+    space = text.rfind(" ", 0, fit + 1)
+    if fit == len(text):
+        return text, ""
+    return (text[:space], text[space + 1 :]) if space > 0 else (text[: max(fit, 1)], text[max(fit, 1) :])
 
 
 def lines(text: str, width: float, size: int) -> list[str]:
     """The text cut into lines of a width in pixels: between words, and within those that are longer than a line."""
-    found = [""]
-    for word in text.split():
-        longer = f"{found[-1]} {word}".strip()
-        if length(longer, size) <= width:
-            found[-1] = longer
-            continue
-        if found[-1]:
-            found.append("")
-        while length(word, size) > width:
-            cut = max(_fits(word, width, size), 1)
-            found[-1:] = [word[:cut], ""]
-            word = word[cut:]
-        found[-1] = word
+    line, rest = _broken(" ".join(text.split()), width, size)
+    found = [line]
+    while rest:
+        line, rest = _broken(rest, width, size)
+        found.append(line)
     return found
 
 
 def wrapped(text: str, width: float, size: int) -> str:
     """The text in at most two lines of a width in pixels."""
-    first, *rest = lines(text, width, size)
-    return "\n".join([first, shorten(" ".join(rest), width, size)] if rest else [first])
+    line, rest = _broken(" ".join(text.split()), width, size)
+    return f"{line}\n{shorten(rest, width, size)}" if rest else line
