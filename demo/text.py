@@ -63,12 +63,13 @@ def _everyday_words() -> dict[str, list[str]]:
 # Words of captions that stand in no list, and others that only join words.
 JOINING = ("beside next there look at this with and on background working as male female man woman "
            "a an the of in to from by for is are it its or under over near some two").split()  # fmt: skip
-_WORD = re.compile(r"[^\W_]+|[^\x00-\x7f]")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\x00-\x7f]")
 
 
 def _split(texts: Iterable[str]) -> list[str]:
     """Words without case, and symbols beyond ASCII; no punctuation and no numbers."""
-    found = [word for text in texts for word in _WORD.findall(text.casefold()) if not word.isdecimal()]
+    plain = (text.casefold().replace("\u2019", "'") for text in texts)
+    found = [word for text in plain for word in _WORD.findall(text) if not word.isdecimal()]
     return [word for word in found if unicodedata.category(word[0]) in ("Ll", "Lm", "Lo", "Nd", "So")]
 
 
@@ -84,8 +85,8 @@ def known_words() -> frozenset[str]:
 
 def unknown_words(text: str) -> list[str]:
     """Words that the model was never shown, in their order and without case: what it makes of them is chance."""
-    found = dict.fromkeys(_split([re.sub(r"embedding:\S+", " ", text)]))
-    return [word for word in found if word not in known_words()]
+    found = dict.fromkeys(_split([re.sub(r"embedding:\S+|<[^<>]*>", " ", text)]))  # <…>: tags of other programs
+    return [word for word in found if known_words().isdisjoint((word, word.removesuffix("'s")))]
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -342,6 +342,11 @@ def test_words_that_the_demo_does_not_know_are_named():
     assert plain.shape != dotted.shape or (plain != dotted).any()
 
 
+def test_words_with_an_apostrophe_are_whole_and_tags_are_none():
+    prompt = "I don't o\u2019clock a cat's sword, 'ghoul' <lora:gore:1> <hypernet:x>"
+    assert unknown_words(prompt) == ["i", "don't", "o'clock", "ghoul"]
+
+
 def test_the_demo_knows_every_word_it_was_shown():
     rng = Random(0)
     assert not {word for _ in range(5000) for word in unknown_words(world.sample(rng)[1])}
