@@ -1,7 +1,7 @@
 """Pictures for the docs and the template browser, made by the browser tests where SAFE_REGION_PICTURES names a folder.
 
 The folder is laid out as the repository, so that `SAFE_REGION_PICTURES=.` renews what is committed:
-`example_workflows/NAME.jpg` shows what an example draws, `docs/images/workflow_SLUG.jpg` its graph, and
+`example_workflows/NAME.jpg` shows what an example draws, `docs/images/workflow_SLUG.jpg` the first one's graph, and
 `web/docs/images/NODE.png` a node as its help page shows it.
 """
 

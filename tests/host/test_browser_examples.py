@@ -55,15 +55,15 @@ def page_info(page_host: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def model_files(page_host: Any) -> None:
-    """Empty files in place of real models, so that nothing is missing when their examples are opened."""
-    models = page_host.base / "models"
+    """Empty files in place of real models, and regions, so that nothing is missing when their examples are opened."""
+    models, given = page_host.base / "models", PACK / "demo" / "regions"
+    (models / "safe_regions").mkdir(exist_ok=True)
     for node in (node for name in NAMES for node in example(name)["nodes"]):
         for file in node["properties"].get("models", []):
             (models / file["directory"]).mkdir(parents=True, exist_ok=True)
             (models / file["directory"] / file["name"]).touch()
-    (models / "safe_regions").mkdir(exist_ok=True)
-    for name in ("my-region", "my-flux-region"):
-        shutil.copy(PACK / "demo/regions/demo-weapons.safetensors", models / "safe_regions" / f"{name}.safetensors")
+        if node["type"] == "SafeRegionLoader" and not (given / (name := node["widgets_values"][0])).exists():
+            shutil.copy(given / "demo-weapons.safetensors", models / "safe_regions" / name)
 
 
 def drawn(page: Any, history: dict[str, Any], workflow: Workflow) -> list[list[Image.Image]]:
@@ -141,7 +141,8 @@ def take(page: Any, name: str, previews: list[list[Image.Image]], folder: Path) 
     if kind := pictures.NODE_THUMBNAILS.get(name):
         previews = [[pictures.node_picture(page, kind)]]
     pictures.save(pictures.thumbnail(name, previews), folder / "example_workflows" / f"{name}.jpg")
-    pictures.save(pictures.graph_picture(page), folder / "docs" / "images" / f"workflow_{slug(name)}.jpg")
+    if name == TRY_IT:
+        pictures.save(pictures.graph_picture(page), folder / "docs" / "images" / f"workflow_{slug(name)}.jpg")
 
 
 @pytest.mark.parametrize("kind", [kind for kind, name in pictures.NODES.items() if name is None])
