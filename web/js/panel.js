@@ -154,6 +154,20 @@ export function showNote(node, text) {
   grow(node);
 }
 
+/** The widget of that name. */
+export const widget = (/** @type {any} */ node, /** @type {string} */ name) =>
+  node.widgets?.find((one) => one.name === name);
+
+/** Call `then` after each call of a method that somebody else may have set. */
+export function after(/** @type {any} */ object, /** @type {string} */ method, /** @type {() => void} */ then) {
+  const usual = object[method];
+  object[method] = function (...values) {
+    const result = usual?.apply(this, values);
+    then();
+    return result;
+  };
+}
+
 /** The node that an id from the server means; inside subgraphs ids are paths such as "12:3". */
 export function findNode(id) {
   let graph = app.rootGraph;

@@ -2,7 +2,7 @@
 // The card of a region on Load Safe Region, and what the workflow carries of the region: hash, source, or all of it.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { element, onExecuted, panel, showError, toned } from "./panel.js";
+import { after, element, onExecuted, panel, showError, toned, widget } from "./panel.js";
 import { t } from "./texts.js";
 import { confirmed, isRegionFile, tell, upload } from "./upload.js";
 
@@ -20,7 +20,6 @@ const SEARCHED = 12; // a longer list must be searched, which the classic canvas
 /** @type {WeakMap<any, number>} the last question about each node: an older answer is dropped */
 const asked = new WeakMap();
 
-const widget = (node, name) => node.widgets?.find((one) => one.name === name);
 const chosen = (node) => String(widget(node, "region_name")?.value ?? "");
 
 /** Every loader of the open workflow, in subgraphs too. */
@@ -293,18 +292,11 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     panelOf(node);
     list(node);
-    const combo = widget(node, "region_name");
-    const changed = combo.callback;
-    combo.callback = function (...values) {
-      changed?.apply(this, values);
-      refresh(node);
-    };
-    const configured = node.onConfigure;
-    node.onConfigure = function (...values) {
-      configured?.apply(this, values);
+    after(widget(node, "region_name"), "callback", () => refresh(node));
+    after(node, "onConfigure", () => {
       list(node);
       refresh(node);
-    };
+    });
     node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
     node.onDragDrop = (event) => drop(node, event);
     setTimeout(() => refresh(node)); // after the values of a workflow are in

@@ -1,15 +1,13 @@
 // @ts-check
 // A text box that is not read, because a pack or a file is chosen, is dimmed, and the node says what is read instead.
 import { app } from "../../../scripts/app.js";
-import { element, showNote } from "./panel.js";
+import { after, element, showNote, widget } from "./panel.js";
 import { t } from "./texts.js";
 
 const NONE = "none";
 /** @type {Record<string, string[]>} the choices that take the text box's place, the stronger first */
 const INSTEAD = { SafeRegionPromptPairs: ["pack"], TrainBalanceRegion: ["pack", "file"] };
 const MARK = "data-safe-region-unused";
-
-const widget = (node, name) => node.widgets?.find((one) => one.name === name);
 
 /** Dim the text box or not. The classic canvas shows the widget's element, Nodes 2.0 one of its own. */
 function dim(node, /** @type {boolean} */ unused) {
@@ -41,18 +39,9 @@ app.registerExtension({
     if (!(node.comfyClass in INSTEAD)) return;
     for (const name of INSTEAD[node.comfyClass]) {
       const combo = widget(node, name);
-      if (!combo) continue;
-      const changed = combo.callback;
-      combo.callback = function (...values) {
-        changed?.apply(this, values);
-        refresh(node);
-      };
+      if (combo) after(combo, "callback", () => refresh(node));
     }
-    const configured = node.onConfigure;
-    node.onConfigure = function (...values) {
-      configured?.apply(this, values);
-      refresh(node);
-    };
+    after(node, "onConfigure", () => refresh(node));
     setTimeout(() => refresh(node)); // after the values of a workflow are in
   },
 });
