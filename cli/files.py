@@ -10,7 +10,7 @@ import typer
 
 from . import options as o
 from .options import is_region, is_there
-from .voice import Failure, Voice, interruptible, plain
+from .voice import Failure, Voice, interruptible
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")]
 
@@ -23,6 +23,7 @@ def _free(out: Path, overwrite: bool) -> Path:
 
 def _effects(data: Mapping[str, Any]) -> list[str]:
     """What was counted and measured, a line each."""
+    from ..region.files import plain
     from ..region.verdict import inner, share
 
     found, calibration = [], inner(data, "calibration")
@@ -46,6 +47,7 @@ def _effects(data: Mapping[str, Any]) -> list[str]:
 
 def card(region: Any, file: Path) -> list[str]:
     """A region's file, for people."""
+    from ..region.files import plain
     from ..region.verdict import inner
 
     data = region.metadata
@@ -53,11 +55,13 @@ def card(region: Any, file: Path) -> list[str]:
     made = inner(data, "recipe")
     recipe = ", ".join(f"{plain(made[key], 40)}{unit}" for key, unit in (
         ("preset", ""), ("steps", " steps"), ("pairs", " prompt pairs"), ("rows", " rows")) if key in made)  # fmt: skip
-    learned_on = data.get("base_model") or inner(data, "encoder").get("name")
+    checkpoint, family = (plain(data.get(key), 120) for key in ("checkpoint", "family"))
+    learned_on = " ".join(filter(None, (checkpoint, f"({family})" if checkpoint and family else family))) \
+        or data.get("base_model") or inner(data, "encoder").get("name")
     told = {"about": data.get("description"), "learned on": learned_on,
             "recipe": recipe, "unfinished": data.get("unfinished"), "made by": data.get("author"),
             "licence": data.get("licence"), "created": data.get("created")}  # fmt: skip
-    lines += [f"{name:<12}{plain(value)}" for name, value in told.items() if value]
+    lines += [f"{name:<12}{plain(value)}" for name, value in told.items() if plain(value)]
     lines += _effects(data)
     for part in region.parts:
         gate = "gated" if part.gates else "acts on every prompt"

@@ -42,12 +42,6 @@ def interruptible(run: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def plain(value: object, limit: int = 200) -> str:
-    """Text from a file as one line without control characters: it may come from a stranger."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(value)[: 4 * limit]).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
 def quoted(*words: object) -> str:
     """A command as it is typed in this system's terminal."""
     found = [str(word) for word in words]

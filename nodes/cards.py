@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..region import Region, RegionError
 from ..region.conditioning import balances
-from ..region.files import read_limited, region_from_bytes
+from ..region.files import plain, read_limited, region_from_bytes
 from ..region.verdict import UNFINISHED, inner, share, verdict
 from .names import shown
 
@@ -35,15 +35,6 @@ Find = Callable[[str], Path | None]
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def plain(value: object, limit: int = 200) -> str:
-    """A text or number from a file as one line without control characters; anything else is empty."""
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        return ""
-    line = "".join(c if c.isprintable() else " " for c in str(value)[: limit * 4])
-    line = " ".join(line.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 # --- the card ---

@@ -152,7 +152,7 @@ def combine(*regions: Region) -> Region:
     if len(regions) == 1:
         return replace(regions[0], parts=tuple(chosen.values()))
     metadata: dict[str, Any] = {"name": " + ".join(r.name for r in regions), "combined": [r.metadata for r in regions]}
-    for key in ("encoder", "base_model"):
+    for key in ("encoder", "base_model", "family"):
         values = [r.metadata[key] for r in regions if key in r.metadata]
         if values and all(value == values[0] for value in values):
             metadata[key] = values[0]
