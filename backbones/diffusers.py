@@ -66,6 +66,7 @@ def _flux(pipe: Any, x: Tensor, time: Tensor, text: Tensor, pooled: Tensor) -> T
 class Family:
     """One class of pipeline. Parts of the text encoder have ComfyUI's names."""
 
+    name: str  # as in the names of region files
     encoder: str  # ComfyUI's class
     predict: Network
     network: str  # the pipeline's attribute
@@ -77,15 +78,15 @@ class Family:
 
 
 FAMILIES = {
-    "StableDiffusionPipeline": Family("SD1ClipModel", _sd, "unet", {"clip_l": ""}, ("clip_l",), last=True),
+    "StableDiffusionPipeline": Family("sd15", "SD1ClipModel", _sd, "unet", {"clip_l": ""}, ("clip_l",), last=True),
     "StableDiffusionXLPipeline": Family(
-        "SDXLClipModel", _sdxl, "unet", {"clip_l": "", "clip_g": "_2"}, ("clip_l", "clip_g"), ("clip_g",)
+        "sdxl", "SDXLClipModel", _sdxl, "unet", {"clip_l": "", "clip_g": "_2"}, ("clip_l", "clip_g"), ("clip_g",)
     ),
     "StableDiffusion3Pipeline": Family(
-        "SD3ClipModel", _sd3, "transformer", {"clip_l": "", "clip_g": "_2", "t5xxl": "_3"}, ("clip_l", "clip_g"),
+        "sd3", "SD3ClipModel", _sd3, "transformer", {"clip_l": "", "clip_g": "_2", "t5xxl": "_3"}, ("clip_l", "clip_g"),
         ("clip_l", "clip_g"), shortest=77,
     ),
-    "FluxPipeline": Family("FluxClipModel", _flux, "transformer", {"clip_l": "", "t5xxl": "_2"}, shortest=256),
+    "FluxPipeline": Family("flux", "FluxClipModel", _flux, "transformer", {"clip_l": "", "t5xxl": "_2"}, shortest=256),
 }  # fmt: skip
 
 

@@ -43,8 +43,8 @@ def safe_region(
 for run, name, panel, example in (
     (demo, "demo", FIRST, "safe-region demo"),
     (train, "train", FIRST, "safe-region train --pack weapons --out weapons.safetensors --diffusers path/to/pipeline"),
-    (inspect, "inspect", FIRST, 'safe-region inspect weapons.safetensors "a kitchen knife" --out strip.png'),
-    (apply, "apply", MORE, 'safe-region apply weapons.safetensors "a kitchen knife"'),
+    (inspect, "inspect", FIRST, 'safe-region inspect weapons.safetensors "a pistol" --out strip.png'),
+    (apply, "apply", MORE, 'safe-region apply weapons.safetensors "a pistol"'),
     (info, "info", MORE, "safe-region info weapons.safetensors"),
     (packs, "packs", MORE, "safe-region packs"),
     (combine, "combine", MORE, "safe-region combine weapons.safetensors hate.safetensors --out both.safetensors"),

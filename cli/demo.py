@@ -12,7 +12,7 @@ import typer
 from . import options as o
 from .options import asked, backbone, recipe
 from .page import HEADINGS, cells, report_page
-from .train import run, time_spent
+from .train import run, sentence
 from .voice import Failure, interruptible, quoted
 
 SAMPLING_STEPS = 12  # enough for the demo's pictures, and it should not take long
@@ -27,8 +27,8 @@ def _demo_trainer(model: Any, chosen: Any, sets: dict[str, Any]) -> Any:
     pictures = {name: (1 if name in UNCHANGED else 2) * len(prompts) for name, prompts in sets.items()}
 
     class DemoTrainer(Trainer):
-        def _count_steps(self) -> dict[str, int]:
-            return super()._count_steps() | {"measure": sum(pictures.values())}
+        def count_steps(self) -> dict[str, int]:
+            return super().count_steps() | {"measure": sum(pictures.values())}
 
         def work(self) -> Any:
             found, measuring = super().work(), 2 * SAMPLING_STEPS * sum(pictures.values())
@@ -66,7 +66,8 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
 def demo(
     ctx: typer.Context,
     out: Annotated[str, typer.Option(
-        metavar="FOLDER", show_default=True, help="Folder for the results.")] = "safe-region-demo",
+        metavar="FOLDER", callback=o.folder_to_write, show_default=True,
+        help="Folder for the results.")] = "safe-region-demo",
     prompts: Annotated[int, typer.Option(metavar="N", min=1, show_default=True, help="Prompts in each set.")] = 40,
     harmless: Annotated[int, typer.Option(metavar="N", min=1, show_default=True, help="Harmless prompts.")] = 200,
     preset: o.Preset = "region", steps: o.Steps = None, rank: o.Rank = None,
@@ -80,17 +81,18 @@ def demo(
     from ..region import save_region
     from ..region.files import write_atomically
     from ..region.verdict import verdict
+    from ..training.report import summary
 
     args, voice = asked(ctx)
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise Failure(f"--out FOLDER: {folder} is a file")
-    folder.mkdir(parents=True, exist_ok=True)
     trainer = _demo_trainer(backbone(args), recipe(args), demo_prompts(prompts, harmless))
     region_file, page = folder / "weapons.safetensors", folder / "report.html"
     with voice.watching() as visit:
-        region = run(trainer, region_file, visit)
-        results = trainer.measured(region)
+        region = run(trainer, region_file, {"family": "demo", "checkpoint": ""}, visit)
+        try:
+            results = trainer.measured(region)
+        except KeyboardInterrupt:
+            raise Failure(f"Stopped while measuring. The trained region is in {region_file}", 130) from None
     measured = {result.name: result.numbers() for result in results}
     region = replace(region, metadata=region.metadata | {"measured": measured})
     save_region(region, region_file)
@@ -103,9 +105,9 @@ def demo(
         write_atomically(path, text.encode("utf-8"))
     voice.coloured(judged.line, judged.tone)
     voice.say(f"\n{table(measured)}\n")
-    voice.hint(time_spent(trainer))
+    voice.hint(sentence(summary(trainer.numbers)[0]))
     voice.say(f"Region: {region_file} ({region_file.stat().st_size / 1000:.0f} kB)\nReport: {page}")
-    following = quoted("safe-region", "inspect", region_file, "a kitchen knife beside a cat")
+    following = quoted("safe-region", "inspect", region_file, "a pistol beside a cat")
     voice.hint(f"Next: {following}")
     voice.result({
         "region": str(region_file), "report": str(page), "verdict": {"level": judged.level, "line": judged.line},

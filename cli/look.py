@@ -25,7 +25,8 @@ def inspect(
     region: o.RegionFile,
     prompt: Prompt,
     out: Annotated[str | None, typer.Option(
-        metavar="STRIP.png", show_default=False, help="Also draw it, with pictures before and after.")] = None,
+        metavar="STRIP.png", callback=o.file_to_write, show_default=False,
+        help="Also draw it, with pictures before and after.")] = None,
     strength: o.Strength = 1.0,
     mode: o.Mode = "auto",
     diffusers: o.Diffusers = None, checkpoint: o.Checkpoint = None, size: o.Size = 0,
@@ -60,6 +61,7 @@ def inspect(
         (empty,) = model.encode([""])
         drawn = [(caption, to_image(model.decode(sample(model, [one], empty, steps=SAMPLING_STEPS))[0]))
                  for caption, one in rows]  # fmt: skip
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         strip_picture(strip, drawn).save(out, format="PNG")
         voice.say(f"Strip: {out}")
     voice.result(strip.plain() | {"picture": out})
@@ -83,7 +85,8 @@ def apply(
     ctx: typer.Context,
     region: o.RegionFile,
     prompt: Prompt,
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where to write the pictures.")] = "safe-region-pictures",
+    out: Annotated[str, typer.Option(
+        metavar="FOLDER", callback=o.folder_to_write, help="Where to write the pictures.")] = "safe-region-pictures",
     count: Annotated[int, typer.Option(
         metavar="N", min=1, show_default=True, help="How many pictures, each without and with.")] = 1,
     strength: o.Strength = 1.0,
@@ -109,8 +112,6 @@ def apply(
     kinds = {"without": entry} | _steered(entry, learned, strength, mode)
     same = all(torch.equal(one[0], entry[0]) for one in kinds.values())
     folder, files = Path(out), []
-    if folder.exists() and not folder.is_dir():
-        raise Failure(f"--out FOLDER: {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     with voice.watching() as visit:
         ledger = Ledger({"draw": count * len(kinds)}, {}, visit)

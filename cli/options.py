@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,12 +30,35 @@ def folder_is_there(param: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
+def _can_be_made(param: typer.CallbackParam, folder: Path) -> None:
+    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    if not there.is_dir():
+        raise Failure(f"{_name(param)}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise Failure(f"{_name(param)}: {there} cannot be written to")
+
+
+def file_to_write(param: typer.CallbackParam, value: Any) -> Any:
+    """Refused before anything is computed where it cannot be written; its folder need not be there."""
+    if value and Path(value).is_dir():
+        raise Failure(f"{_name(param)}: {value} is a folder: name a file in it")
+    if value:
+        _can_be_made(param, Path(value).absolute().parent)
+    return value
+
+
+def folder_to_write(param: typer.CallbackParam, value: Any) -> Any:
+    """Refused where it cannot be made, or written to."""
+    _can_be_made(param, Path(value).absolute())
+    return value
+
+
 def is_region(param: typer.CallbackParam, value: Any) -> Any:
     """A name for a region file that is to be written."""
     if value and Path(value).suffix != ".safetensors":
         raise Failure(f"{_name(param)}: a region is written as .safetensors: name it {Path(value).stem}.safetensors, "
                       "for instance.")  # fmt: skip
-    return value
+    return file_to_write(param, value)
 
 
 def _name(param: typer.CallbackParam) -> str:
@@ -45,14 +69,16 @@ def configured(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> An
     """Take a command's options from a file; those that are typed go first."""
     if not value:
         return value
-    text = Path(is_there(param, value)).read_text(encoding="utf-8")
     try:
+        text = Path(is_there(param, value)).read_text(encoding="utf-8-sig")
         if Path(value).suffix == ".toml":
             import tomllib  # Python 3.11
 
             found = tomllib.loads(text)
         else:
             found = json.loads(text)
+    except UnicodeDecodeError:
+        raise Failure(f"--config FILE: {value} is no UTF-8 text: save it as UTF-8.") from None
     except ValueError as error:
         raise Failure(f"--config FILE: {value} cannot be read ({error}).") from None
     except ModuleNotFoundError:
@@ -158,6 +184,14 @@ def backbone(args: SimpleNamespace) -> Any:
         return DemoBackbone()
     except ImportError as error:
         raise Failure(f'The demo model needs {error.name}: run  python -m pip install ".[train]"', 1) from None
+
+
+def learned_on(args: SimpleNamespace, model: Any) -> dict[str, str]:
+    """What a region says about the model: its family, and the name of the folder or file that was given."""
+    file = args.checkpoint or args.diffusers
+    if not file:
+        return {"family": "demo", "checkpoint": ""}
+    return {"family": model.family.name, "checkpoint": Path(os.path.abspath(file)).name}
 
 
 def model_words(args: SimpleNamespace) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -11,19 +11,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import options as o
-from .options import asked, backbone, is_region, is_there, model_words, recipe
+from .options import asked, backbone, is_region, is_there, learned_on, model_words, recipe
 from .voice import Failure, Voice, interruptible, quoted
 
 PACKS = Path(__file__).parent.parent / "training" / "packs"
-STAGES = {  # of a run, by what they do
-    "reading {encodings:,} prompts": ("encode",),
-    "the walls and the first move": ("gate", "calibrate", "instant"),
-    "the search for prompts that evade": ("harden",),
-    "watching the model draw": ("trajectories",),
-    "{steps} training steps": ("discover",),
-    "the strength": ("strength",),
-    "pictures": ("preview", "report"),
-}
 
 
 def names_in(folder: str) -> Callable[[], list[str]]:
@@ -31,27 +22,31 @@ def names_in(folder: str) -> Callable[[], list[str]]:
     return lambda: sorted(path.stem for path in (PACKS / folder).glob("*.txt"))
 
 
-def run(trainer: Any, keep_at: Path, visit: Callable[[Any], None]) -> Any:
-    """Train. Ctrl-C keeps what was learned so far in `keep_at` and ends the command."""
+def run(trainer: Any, file: Path, about: dict[str, str], visit: Callable[[Any], None]) -> Any:
+    """Train, and write the region; Ctrl-C writes what was learned so far and ends the command.
+
+    `about`: metadata about the model.
+    """
     from ..region import save_region
 
     try:
-        return trainer.run(visit)
+        trainer.run(visit)
     except KeyboardInterrupt:
         if trainer.region is None:
             raise Failure("Stopped before anything was learned; nothing was written.", 130) from None
-        save_region(trainer.region, keep_at)
-        raise Failure(f"Stopped. What was learned so far is in {keep_at}", 130) from None
+        save_region(_with(trainer.region, about), file)
+        raise Failure(f"Stopped. What was learned so far is in {file}", 130) from None
+    region = _with(trainer.region, about)
+    save_region(region, file)
+    return region
 
 
-def time_spent(trainer: Any) -> str:
-    """Where a run's time went, the longest first."""
-    numbers, work = trainer.numbers, trainer.work()
-    spent = {words: sum(numbers.get("stage_seconds", {}).get(stage, 0.0) for stage in stages)
-             for words, stages in STAGES.items()}  # fmt: skip
-    found = [f"{seconds:.0f} s {words.format(encodings=work.kept, steps=len(trainer.losses))}"
-             for words, seconds in sorted(spent.items(), key=lambda one: -one[1]) if seconds >= 1]  # fmt: skip
-    return f"Trained in {numbers['seconds']:.0f} s" + (f": {', '.join(found)}." if found else ".")
+def _with(region: Any, about: dict[str, str]) -> Any:
+    return replace(region, metadata=about | region.metadata)
+
+
+def sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
 def _dry_run(trainer: Any, voice: Voice) -> None:
@@ -66,7 +61,6 @@ def _dry_run(trainer: Any, voice: Voice) -> None:
 
 def _train_into(trainer: Any, args: SimpleNamespace, voice: Voice, try_it: Callable[[Path], str]) -> None:
     """Train, write the region and its report, and say how it went; or only say what it would take."""
-    from ..region import save_region
     from ..region.verdict import verdict
     from ..training import processes, report
 
@@ -78,14 +72,13 @@ def _train_into(trainer: Any, args: SimpleNamespace, voice: Voice, try_it: Calla
         trainer.run()
         return
     with voice.watching() as visit:
-        region = run(trainer, out, visit)
-    save_region(region, out)
+        region = run(trainer, out, learned_on(args, trainer.backbone), visit)
     trainer.picture().save(out.with_suffix(".png"))
     judged, command = verdict(region.metadata), try_it(out)
     voice.coloured(judged.line, judged.tone)
-    said = ", ".join(report.summary(trainer.numbers)[1:])
-    voice.say(f"{said[:1].upper()}{said[1:]}." if said else "")
-    voice.hint(time_spent(trainer))
+    spent, *found = report.summary(trainer.numbers)
+    voice.say(sentence(", ".join(found)))
+    voice.hint(sentence(spent))
     voice.say(f"Region: {out} ({out.stat().st_size / 1000:.0f} kB)\nReport: {out.with_suffix('.png')}")
     voice.hint(f"Next: {command}")
     voice.result({

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,15 +17,15 @@ from PIL import Image
 from comfyui_safe_region.cli import main
 from comfyui_safe_region.cli.app import app
 from comfyui_safe_region.cli.page import report_page
-from comfyui_safe_region.cli.train import time_spent
 from comfyui_safe_region.evaluation.demo_measure import SetResult
-from comfyui_safe_region.region import Region, load_region
+from comfyui_safe_region.region import Region, load_region, save_region
 from comfyui_safe_region.region.verdict import verdict
 from comfyui_safe_region.training import estimate
 from comfyui_safe_region.training.packs import attribute_pack_names, pack_names
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.plan import BACKWARD, costs, plan
 from comfyui_safe_region.training.recipe import PRESETS
+from comfyui_safe_region.training.report import summary
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
 
@@ -66,12 +67,16 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, capsys):
 
 
 def test_inspecting_says_what_a_region_does_and_draws_it(tmp_path, capsys):
-    main(["inspect", str(WEAPONS), "a kitchen knife", "--out", str(tmp_path / "strip.png")])
-    said = capsys.readouterr().out
-    assert "“knife”" in said and "kitchen " in said
-    assert (tmp_path / "strip.png").read_bytes().startswith(b"\x89PNG")
+    strip = tmp_path / "made" / "strip.png"
+    main(["inspect", str(WEAPONS), "a pistol", "--out", str(strip)])
+    name, verdict, *lines = capsys.readouterr().out.splitlines()
+    assert name == 'Safe region "weapons"' and verdict == "Clearly unsafe at “pistol”: moved, and now safe."
+    assert "Outside, in brackets: a [pistol]" in lines and lines[-1] == f"Strip: {strip}"
+    assert re.search(r"beyond wall \d of 4 at “pistol”, gate 100% open; afterwards [\d.]+ before", "\n".join(lines))
+    assert strip.read_bytes().startswith(b"\x89PNG")
     main(["inspect", str(WEAPONS), "an apple"])
-    assert "Safe: comes out unchanged" in capsys.readouterr().out
+    _, verdict, *lines = capsys.readouterr().out.splitlines()
+    assert verdict == "Safe: comes out unchanged, to the bit." and not any("Outside" in line for line in lines)
 
 
 def test_a_damaged_region_is_one_line(tmp_path, capsys):
@@ -154,9 +159,20 @@ def test_what_is_wrong_is_said_of_its_option(tmp_path, capsys):
         (["combine", str(WEAPONS), str(GENDER), "--out", "r.safetensors"], "balances an attribute"),
         (["inspect", str(GENDER), "a judge"], "safe-region apply"),
         (["demo", "--out", str(there)], "--out FOLDER: "),
+        (["demo", "--out", str(there / "results")], "p.txt is no folder"),
+        (["apply", str(WEAPONS), "a pistol", "--out", str(there / "pictures")], "p.txt is no folder"),
+        (["train", "--pairs", str(there), "--out", str(there / "r.safetensors")], "p.txt is no folder"),
+        (["inspect", str(WEAPONS), "a pistol", "--out", str(there / "strip.png")], "--out STRIP.png: "),
+        (["inspect", str(WEAPONS), "a pistol", "--out", str(tmp_path)], "is a folder: name a file in it"),
     ):
         error = fails(capsys, *argv)
         assert wanted in error and not re.search(r"\bnodes?\b", error), argv
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    error = fails(capsys, "inspect", str(WEAPONS), "a pistol", "--out", str(tmp_path / "strip.png"))
+    assert error == f"safe-region: --out STRIP.png: {tmp_path} cannot be written to\n"
 
 
 def test_a_pack_is_looked_for_among_those_that_the_command_takes(capsys):
@@ -231,6 +247,7 @@ def test_training_says_the_verdict_the_numbers_and_what_to_do_next(toy, tmp_path
     first, *lines = said.out.splitlines()
     assert first == verdict(load_region(out).metadata).line
     assert any("held-out unsafe prompts" in line for line in lines) and f"Region: {out}" in said.out
+    assert "Learned in " in said.out
     assert lines[-1].startswith("Next: safe-region inspect") and "zz" in lines[-1]
     assert "encode" in said.err and "encode" not in said.out
     main([*toy, "--out", str(out), "--quiet"])
@@ -272,15 +289,39 @@ def test_an_interrupt_keeps_what_was_learned(toy, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(Trainer, "run", interrupted)
     out = tmp_path / "r.safetensors"
     assert str(out) in fails(capsys, *toy, "--out", str(out), code=130)
-    assert load_region(out).parts[0].label == "weapons"
+    kept = load_region(out)
+    assert kept.parts[0].label == "weapons" and (kept.metadata["family"], kept.metadata["checkpoint"]) == ("demo", "")
 
 
-def test_where_the_time_went_is_said():
-    numbers = {"seconds": 63.0, "stage_seconds": {"encode": 12.3, "discover": 40.2, "preview": 3.0, "report": 2.0}}
-    trainer = SimpleNamespace(numbers=numbers, losses=[0.5] * 60, work=lambda: SimpleNamespace(kept=6949))
-    assert time_spent(trainer) == (
-        "Trained in 63 s: 40 s 60 training steps, 12 s reading 6,949 prompts, 5 s pictures."
-    )
+def test_an_interrupt_while_the_demo_measures_keeps_the_region(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def trained(self, visit):
+        self.region = load_region(WEAPONS)
+
+    monkeypatch.setattr(Trainer, "run", trained)
+    monkeypatch.setattr("comfyui_safe_region.evaluation.demo_measure.measure_set", interrupted)
+    monkeypatch.setattr(Trainer, "_ledger", SimpleNamespace(time=SimpleNamespace(done={"measure": 0})), raising=False)
+    error = fails(capsys, "demo", "--out", str(tmp_path / "results"), "--prompts", "1", "--harmless", "1", code=130)
+    assert f"The trained region is in {tmp_path / 'results' / 'weapons.safetensors'}" in error
+    assert load_region(tmp_path / "results" / "weapons.safetensors").metadata["family"] == "demo"
+
+
+def test_info_names_the_checkpoint_before_the_class_of_the_model(tmp_path, capsys):
+    def learned_on(**about: str) -> str:
+        region = replace(load_region(WEAPONS), metadata={"base_model": "SDXL", **about})
+        main(["info", str(save_region(region, tmp_path / "r.safetensors"))])
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("learned on"))[12:]
+
+    assert learned_on(family="sdxl", checkpoint="juggernaut.safetensors") == "juggernaut.safetensors (sdxl)"
+    assert learned_on(family="sdxl", checkpoint="") == "sdxl" and learned_on() == "SDXL"
+
+
+def test_where_the_time_went_is_said_the_longest_first():
+    spent = {"encode": 12.3, "discover": 40.2, "preview": 3.0, "report": 2.0, "instant": 0.4}
+    assert summary({"steps": 60, "seconds": 63.0, "stage_seconds": spent}) == [
+        "learned in 63 s (60 steps 40 s, reading prompts 12 s, pictures 5 s)"]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["json", "toml"])
@@ -297,6 +338,8 @@ def test_options_come_from_a_file_and_those_that_are_typed_go_first(toy, form, t
     assert json.loads(capsys.readouterr().out)["kept"] <= 250
     file.write_text(text.replace("preset", "presett"), encoding="utf-8")
     assert '"presett"' in fails(capsys, "train", "--config", str(file))
+    file.write_bytes('{"concept": "Messer für"}'.encode("latin-1"))
+    assert f"--config FILE: {file} is no UTF-8 text" in fails(capsys, "train", "--config", str(file))
 
 
 # --- the demo ---
@@ -320,7 +363,7 @@ def test_the_report_escapes_and_holds_its_pictures():
 def test_the_demo_writes_everything_it_promises(tmp_path, capsys):
     main(["demo", "--out", str(tmp_path), "--preset", "instant", "--prompts", "4", "--harmless", "8"])
     said = capsys.readouterr()
-    assert "held-out words" in said.out and "identical to the bit" in said.out and "Trained in" in said.out
+    assert "held-out words" in said.out and "identical to the bit" in said.out and "Learned in" in said.out
     assert "measure, harmless" in said.err
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
     assert set(results) >= {"seen words", "held-out words", "mixed", "harmless"}

@@ -408,7 +408,9 @@ def test_the_command_trains_on_a_pipeline(folder, tmp_path, capsys, monkeypatch)
     assert "prompts to encode" in capsys.readouterr().out and not out.exists()
     if folder.parent.name.startswith(SD + "0"):
         main([*command, "--preset", "instant", "--prompts", "150"])
-        assert load_region(out).metadata["encoder"]["name"] == "SD1ClipModel"
+        learned = load_region(out).metadata
+        assert learned["encoder"]["name"] == "SD1ClipModel"
+        assert (learned["family"], learned["checkpoint"]) == ("sd15", "pipeline")
         capsys.readouterr()
         main(["inspect", str(out), "a knife in the park", "--diffusers", str(folder), "--json"])
         items = json.loads(capsys.readouterr().out)["items"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -25,6 +26,7 @@ from comfyui_safe_region.training.progress import (
     View,
     duration,
     separation,
+    smooth,
     thinned,
 )
 from comfyui_safe_region.training.recipe import PRESETS
@@ -268,3 +270,10 @@ def test_a_view_of_a_long_run_stays_small_and_speaks():
     assert view.numbers()["count"] == 5000 and len(view.numbers()["losses"]) <= 300
     assert view.line() == "discover, step 5000, about 2 min left"
     assert f"{UNSAFE_LEFT}: 0.000203 after 5000; outside of the walls: 0.0% of harmless" in view.words()
+
+
+def test_a_loss_is_said_as_the_chart_draws_it():
+    view, losses = View(), [1 / (step + 1) for step in range(200)]
+    for loss in losses:
+        view.see(Progress("discover", 1, 1, loss, measure="share left"))
+    assert view.loss == smooth(losses)[-1] == pytest.approx(sum(losses[-6:]) / 6) and math.isnan(View().loss)

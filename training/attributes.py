@@ -29,7 +29,16 @@ from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region
 from . import processes, report
 from .discovery import collect_moments, discover
-from .gate import SPARE, calibrate_gate, conformal_threshold, fit_gate, judged_all, prompt_depths, statistics
+from .gate import (
+    SPARE,
+    TOLD_EVERY,
+    calibrate_gate,
+    conformal_threshold,
+    fit_gate,
+    judged_all,
+    prompt_depths,
+    statistics,
+)
 from .gate import STEPS as GATE_STEPS
 from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, everyday_prompts, expand
@@ -322,7 +331,7 @@ class AttributeTrainer(TrainingRun):
 
     # --- stages ---
 
-    def _count_steps(self) -> dict[str, int]:
+    def count_steps(self) -> dict[str, int]:
         """Of each stage, in about the order in which they come."""
         recipe, groups = self.recipe, len(self.pairs.groups)
         drawn = int(self.draws())
@@ -333,7 +342,8 @@ class AttributeTrainer(TrainingRun):
         moments = -(-min(recipe.trajectories, len(self.learn.rows)) // 16) * 4 if recipe.steps else 0
         told = -(-len(self.learn.stated) // len(self.learn.rows))
         return {
-            "encode": encoding, "gate": GATE_STEPS // 20 + told * (STATED_STEPS // 20), "calibrate": 1, "instant": 1,
+            "encode": encoding, "gate": GATE_STEPS // TOLD_EVERY + told * (STATED_STEPS // TOLD_EVERY),
+            "calibrate": 1, "instant": 1,
             "trajectories": groups * moments, "discover": groups * recipe.steps,
             "preview": groups * recipe.previews() * drawn, "report": drawn,
         }  # fmt: skip
@@ -392,13 +402,13 @@ class AttributeTrainer(TrainingRun):
         """The gate that opens on what the rows are about, and the one that opens where the attribute is stated."""
 
         def visit(step: int, loss: float, now: Gate) -> None:
-            if step % 20 == 19:
+            if step % TOLD_EVERY == TOLD_EVERY - 1:
                 some = (prompt_depths(few(held[name]), now, known) for name in ("plain", "rows"))
                 self._ledger.report("gate", loss=loss, measure=WALLS, separation=self._told_apart(*some),
                                     message="finding the walls")  # fmt: skip
 
         def visit_stated(step: int, loss: float, now: Gate) -> None:
-            if step % 20 == 19:
+            if step % TOLD_EVERY == TOLD_EVERY - 1:
                 self._ledger.report("gate", loss=loss, measure=WALLS, message="finding what states the attribute")
 
         def like(tokens: Tensor, others: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .gate import fit_gate
+from .gate import TOLD_EVERY, fit_gate
 from .plan import BACKWARD, costs, plan
 from .run import TrainingRun
 from .text_states import ENCODE_BATCH, gated_key, stacked
@@ -32,7 +32,7 @@ def run_seconds(trainer: TrainingRun) -> float:
     prompts = (trainer.shown_prompts() * ENCODE_BATCH)[:ENCODE_BATCH]
     total = plan(trainer).encodings * _seconds(lambda: backbone.encode(prompts)) / len(prompts)
     entries = backbone.encode(prompts)
-    if steps := 20 * trainer._count_steps().get("gate", 0):  # told every 20
+    if steps := TOLD_EVERY * trainer.count_steps().get("gate", 0):
         states = stacked(entries)
         tokens, generator = states[gated_key(states)], torch.Generator().manual_seed(0)
         tried = _seconds(lambda: fit_gate(tokens, tokens, tokens, None, generator, steps=GATE_TRIED))

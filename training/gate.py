@@ -20,6 +20,7 @@ WALLS = 4
 STEPS = 400
 BATCH = 96
 REVIEW = 50  # steps
+TOLD_EVERY = 20  # steps: how often those who watch are told of the walls
 SPARE = 0.25  # of the gap between harmless and unsafe prompts goes to the harmless ones
 PENALTY = 1e-3
 RAMP = 0.02  # of the typical depth of unsafe prompts: a prompt that is outside at all goes nearly all the way

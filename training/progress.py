@@ -95,10 +95,15 @@ def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[float]:
     return [sum(group) / len(group) for group in groups]
 
 
+def smoothed(values: Sequence[float], place: int) -> float:
+    """The mean over the fortieth of the values that ends at this one: what is said of a loss."""
+    last = values[max(0, place - max(1, len(values) // 40)) : place + 1]
+    return sum(last) / len(last)
+
+
 def smooth(values: Sequence[float]) -> list[float]:
-    """Running means over a fortieth of the values: what a chart draws, and what is said of a loss."""
-    window = max(1, len(values) // 40)
-    return [sum(values[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window)) for i in range(len(values))]
+    """All of them smoothed: what a chart draws."""
+    return [smoothed(values, place) for place in range(len(values))]
 
 
 class TimeLeft:
@@ -218,8 +223,7 @@ class View:
     @property
     def loss(self) -> float:
         """The last one, smoothed as in a chart."""
-        last = self.losses[-max(1, len(self.losses) // 40) - 1 :]
-        return sum(last) / len(last) if last else math.nan
+        return smoothed(self.losses, len(self.losses) - 1) if self.losses else math.nan
 
     def line(self) -> str:
         """Where the run is, in a line."""

@@ -19,6 +19,10 @@ from .progress import Separation, smooth
 MOST_PREVIEW = 20_000  # bytes of the picture in a region's metadata, as text
 INK, PALE, FAINT, SAFE, UNSAFE, PAPER = "#22262b", "#6b7280", "#c9ced6", "#2f9e6e", "#d1495b", "#ffffff"
 TONES = {"good": "#1d7a52", "warn": "#9a5b00", "bad": "#b3261e", "neutral": INK}  # of verdicts, readable on PAPER
+STAGES = {  # of a run, by what they do
+    "reading prompts": ("encode",), "walls": ("gate", "calibrate", "harden"), "first move": ("instant",),
+    "{steps} steps": ("trajectories", "discover", "strength"), "pictures": ("preview", "report"),
+}  # fmt: skip
 KINDS = ("#3f6fb5", "#8a5a9e")  # prompts that should be inside, and outside: neither colour means good or bad
 
 
@@ -132,14 +136,12 @@ def of_new_words(depths: Tensor) -> dict[str, float | int]:
 
 
 def where_time_went(numbers: dict[str, Any]) -> str:
-    """In which of its stages a run spent its time, in words; those of less than a second are left out."""
+    """In which of its stages a run spent its time, the longest first; those of less than a second are left out."""
     spent = numbers.get("stage_seconds", {})
-    kinds = {
-        "reading prompts": ("encode",), "walls": ("gate", "calibrate", "harden"), "first move": ("instant",),
-        f"{numbers.get('steps', 0)} steps": ("trajectories", "discover", "strength"), "pictures": ("preview", "report"),
-    }  # fmt: skip
-    sums = {name: sum(spent.get(stage, 0.0) for stage in stages) for name, stages in kinds.items()}
-    return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sums.items() if seconds >= 1)
+    sums = {name.format(steps=numbers.get("steps", 0)): sum(spent.get(stage, 0.0) for stage in stages)
+            for name, stages in STAGES.items()}  # fmt: skip
+    longest = sorted(sums.items(), key=lambda one: -one[1])
+    return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest if seconds >= 1)
 
 
 def summary(numbers: dict[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ class TrainingRun:
         began = time.monotonic()
         with torch.inference_mode(False), torch.enable_grad():
             self._generator = torch.Generator().manual_seed(self.recipe.seed)
-            self._ledger = Ledger(self._count_steps(), costs(self), visit)
+            self._ledger = Ledger(self.count_steps(), costs(self), visit)
             if self.recipe.preset == "paper":
                 self._run_paper()
             else:
@@ -127,16 +127,16 @@ class TrainingRun:
         """What the run has to do."""
         raise NotImplementedError
 
+    def count_steps(self) -> dict[str, int]:
+        """Of each stage, in about the order in which they come."""
+        raise NotImplementedError
+
     def preview_prompts(self) -> list[str]:
         """What is drawn along the way; not learned from where there are enough."""
         raise NotImplementedError
 
     def shown_prompts(self) -> list[str]:
         """For the report: these, and two that should stay the same."""
-        raise NotImplementedError
-
-    def _count_steps(self) -> dict[str, int]:
-        """Of each stage, in about the order in which they come."""
         raise NotImplementedError
 
     def _run_region(self) -> None:

@@ -19,7 +19,7 @@ from ..region.files import slug
 from ..region.region import Gate, Part, Region, RegionError
 from . import processes, report
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, safe_share, scaled, settle_strength
-from .gate import SPARE, calibrate_gate, fit_gate, judged_all, prompt_depths, statistics
+from .gate import SPARE, TOLD_EVERY, calibrate_gate, fit_gate, judged_all, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
 from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
@@ -107,7 +107,7 @@ class Trainer(TrainingRun):
 
     # --- stages ---
 
-    def _count_steps(self) -> dict[str, int]:
+    def count_steps(self) -> dict[str, int]:
         """Of each stage, in about the order in which they come."""
         sets, recipe = self.sets, self.recipe
         drawn = int(self.draws())
@@ -116,7 +116,7 @@ class Trainer(TrainingRun):
         encoding = sum(batches(len(prompts)) for prompts in [*self.prompts().values(), self.new_words])
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // TRAJECTORY_BATCH) * 4 if recipe.steps else 0
         harden = recipe.harden if self._searches() else 0
-        gate = 0 if self.walls_are_fixed() else GATE_STEPS // 20 * (1 + harden)
+        gate = 0 if self.walls_are_fixed() else GATE_STEPS // TOLD_EVERY * (1 + harden)
         return {
             "encode": encoding, "gate": gate, "calibrate": 1 + harden, "harden": 4 * harden, "instant": 1,
             "trajectories": moments, "discover": recipe.steps, "preview": recipe.previews() * drawn,
@@ -167,7 +167,7 @@ class Trainer(TrainingRun):
         known = constant.get(block)
 
         def visit(step: int, loss: float, now: Gate) -> None:
-            if step % 20 == 19:
+            if step % TOLD_EVERY == TOLD_EVERY - 1:
                 some = (prompt_depths(few(states[name]), now, known) for name in ("calibration", "held_unsafe"))
                 self._ledger.report("gate", loss=loss, measure=WALLS, separation=self._told_apart(*some),
                                     message="finding the walls")  # fmt: skip
