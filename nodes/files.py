@@ -14,6 +14,7 @@ from .common import SafeRegionType, schema, status
 from .folders import FOLDER, region_path, save_folder
 from .listing import region_names
 from .names import default_name, file_state, free_path, safe_name, shown
+from .steering_status import doubts
 
 # Text for the server and for tools that read workflows; in the page the card's own widget, without a socket.
 CarriedType = io.Custom("STRING")
@@ -124,4 +125,5 @@ class SaveSafeRegion(io.ComfyNode):
             save_region(region, path)
         except OSError as error:
             raise RegionError(f"models/{FOLDER}/{listed} cannot be written: {error.strerror or error}.") from None
-        return io.NodeOutput(region, str(path), ui=status([(f"Saved: models/{FOLDER}/{listed}", "good")]))
+        told = [(f"Saved: models/{FOLDER}/{listed}", "good"), *doubts(region)]
+        return io.NodeOutput(region, str(path), ui=status(told))

@@ -66,7 +66,8 @@ class SafeRegionGuardModel(io.ComfyNode):
                 conds[name] = guarded(conds[name], steer)
             seen += 1
             told = status(steering_status(entries, region, strength, mode, start, end))
-            send_event(STATUS, {"node": node_id, "heading": f"Sampling {seen}", **told})
+            heading = f"Acted in {seen} sampling{'s' * (seen > 1)}, last:"
+            send_event(STATUS, {"node": node_id, "heading": heading, **told})
             return executor(*args, **kwargs)
 
         steer([])  # says now what would be wrong with the region or the numbers

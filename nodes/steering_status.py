@@ -12,15 +12,19 @@ from ..region.verdict import verdict
 def steering_status(
     conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float, end: float
 ) -> list[tuple[str, str]]:
-    """Lines with their tones, for prompts that the region was applied to; the last may be what the region's own numbers
-    say against it.
+    """Lines with their tones, for prompts that the region was applied to; the last may be that the region is poor.
 
     Where the text lies on a GPU it is not looked at, so that nothing waits for it.
     """
-    told, found = [_done(conditioning, region, strength, mode, start, end)], verdict(region.metadata)
-    if found.tone in ("warn", "bad"):
-        told.append((f"This region is not to be relied on. {found.line}", found.tone))
-    return told
+    return [_done(conditioning, region, strength, mode, start, end), *doubts(region)]
+
+
+def doubts(region: Region) -> list[tuple[str, str]]:
+    """A line for a region that its own numbers speak against; none for others."""
+    found = verdict(region.metadata)
+    if found.tone not in ("warn", "bad"):
+        return []
+    return [(f"This region is {found.level}: its card and its report say why, and what to do.", found.tone)]
 
 
 def _done(
@@ -40,5 +44,6 @@ def _done(
         return f"Applied{how}. Inspect Safe Region shows what it did.", "neutral"
     labels += free
     if not labels:
-        return "Inside: comes out unchanged.", "good"
-    return f"Outside of {', '.join(labels)}: moved{how}. Inspect Safe Region shows which words.", "warn"
+        names = ", ".join(part.label for part in region.parts)
+        return f"Sees nothing of {names} here: comes out unchanged.", "good"
+    return f"Sees {', '.join(labels)} here: moved{how}. Inspect Safe Region shows which words.", "warn"

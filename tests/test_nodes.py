@@ -166,19 +166,19 @@ def test_what_apply_says():
     gate = Gate(torch.ones(1, 6), torch.tensor([3.0]), torch.zeros(6), torch.ones(6), torch.tensor(1.0))
     region = Region((Part("weapons", {"cross_attn": example_move(6)}, {"cross_attn": gate}),))
     inside, outside = entry(-1, -1), entry(-1, 1)
-    assert told(inside, region) == ("Inside: comes out unchanged.", "good")
+    assert told(inside, region) == ("Sees nothing of weapons here: comes out unchanged.", "good")
     assert told(outside, region) == (
-        "Outside of weapons: moved. Inspect Safe Region shows which words.", "warn")
+        "Sees weapons here: moved. Inspect Safe Region shows which words.", "warn")
     assert told(outside, region, 0.5, end=0.4)[0].startswith(
-        "Outside of weapons: moved at strength 0.5, from 0% to 40% of sampling only.")
+        "Sees weapons here: moved at strength 0.5, from 0% to 40% of sampling only.")
     assert told(inside, region, 0.0) == ("Switched off: strength 0 moves nothing.", "warn")
     assert told(inside, region, mode="always")[0] == "Moved: mode always moves every prompt."
     free = Region((Part("a", {"cross_attn": example_move(6)}),))
     assert told(inside, free)[0] == "Moved: this region moves every prompt."
     useless = replace(region, metadata={"calibration": {"held_out_unsafe_touched": 0.05, "harmless_touched": 0.0}})
     text, tone, (doubt, worse) = told(inside, useless)
-    assert (text, tone, worse) == ("Inside: comes out unchanged.", "good", "bad")
-    assert "not to be relied on. Useless: it acts on only 5%" in doubt
+    assert (text, tone, worse) == ("Sees nothing of weapons here: comes out unchanged.", "good", "bad")
+    assert doubt.startswith("This region is useless: ")
     assert told(outside, region, end=0.0)[0].startswith("Switched off: there is no step")
 
 

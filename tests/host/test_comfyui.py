@@ -318,7 +318,7 @@ def test_names_are_cleaned_and_nothing_is_overwritten(comfy):
     g, inputs = graph("epsilon")
     train = g.add("TrainSafeRegion", **inputs, **TRAINING | {"preset": "instant", "steps": 0, "seed": 12})
     save = g.add("SaveSafeRegion", region=train(0))
-    assert comfy.run(g.prompt)[save()[0]]["text"] == ["Saved: models/safe_regions/weapons.model.safetensors"]
+    assert comfy.run(g.prompt)[save()[0]]["text"][0] == "Saved: models/safe_regions/weapons.model.safetensors"
 
 
 def test_the_list_begins_with_the_newest_that_apply_takes_and_says_what_each_is(comfy):

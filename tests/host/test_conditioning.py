@@ -296,8 +296,8 @@ def test_an_attribute_region_is_no_guard(comfy):
 @pytest.mark.parametrize(
     ("text", "options", "said", "tone"),
     [
-        (UNSAFE, {}, "Outside of weapons: moved.", "warn"),
-        (HARMLESS, {}, "Inside: comes out unchanged.", "good"),
+        (UNSAFE, {}, "Sees weapons here: moved.", "warn"),
+        (HARMLESS, {}, "Sees nothing of weapons here: comes out unchanged.", "good"),
         (UNSAFE, {"strength": 0.0}, "Switched off", "warn"),
         (HARMLESS, {"mode": "always"}, "Moved: mode always", "neutral"),
     ],

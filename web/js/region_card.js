@@ -308,6 +308,7 @@ app.registerExtension({
   setup() {
     readList();
     onExecuted([SAVE], () => app.refreshComboInNodes()); // list the file
+    api.addEventListener("safe_region.training", ({ detail }) => detail.state === "stopped" && app.refreshComboInNodes());
     for (const end of ["execution_success", "execution_error"]) {
       api.addEventListener(end, () => loaders().forEach((node) => refresh(node)));
     }

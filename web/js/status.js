@@ -14,7 +14,7 @@ const NODES = [
  * @param {{ text: string | string[], safe_region_tone?: string[], heading?: string }} said
  */
 function lines({ text, safe_region_tone: tones, heading }) {
-  const first = heading ? `${heading}: ` : "";
+  const first = heading ? `${heading} ` : "";
   return [text].flat().map((line, i) => ({ text: i ? line : first + line, tone: tones?.[i] }));
 }
 
