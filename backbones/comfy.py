@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..region.conditioning import CROSS_ATTENTION, Entry, text_blocks, text_tensors, with_blocks
+from .kept import Kept, blocks_as, counted, is_plain, no_weight_of
 
 SCHEDULER = "normal"
 DEFAULT_SIZE = 512  # pixels; a latent format may name its own as `training_size`
@@ -34,17 +34,12 @@ EXAMPLE = "a photo of a woman with a red umbrella on a street in the rain, at ni
 _MISFIT = re.compile(r"^(?!.*(memory|buffer)).*(shape|size|dimension)", re.IGNORECASE | re.DOTALL)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it has memory of its own; quantised weights and the like have not."""
-    return type(tensor) in (Tensor, nn.Parameter)
-
-
 def _plain(parameter: Tensor) -> Tensor:
     """A tensor over the same memory that autograd may use, and that never collects a gradient.
 
     Weights made in inference mode (as all of ComfyUI's are) cannot be saved for a backward pass.
     """
-    if _is_plain(parameter):
+    if is_plain(parameter):
         storage = parameter.untyped_storage()
         alias = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         alias.set_(storage, parameter.storage_offset(), parameter.size(), parameter.stride())
@@ -108,71 +103,13 @@ def unharmed(module: nn.Module) -> Iterator[None]:
     if not torch.is_grad_enabled():
         yield
         return
-    is_own = _no_weight_of(module)
+    is_own = no_weight_of(module)
 
     def kept(tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if is_own(tensor) else tensor.detach()
 
     with saved_tensors_hooks(kept, lambda tensor: tensor):
         yield
-
-
-def _no_weight_of(module: nn.Module) -> Callable[[Tensor], bool]:
-    """Whether a tensor is an activation, with memory other than the module's weights."""
-    every = (*module.parameters(), *module.buffers())
-    weights = {tensor.untyped_storage().data_ptr() for tensor in every if _is_plain(tensor)}
-    return lambda tensor: _is_plain(tensor) and tensor.untyped_storage().data_ptr() not in weights
-
-
-@dataclass
-class Kept:
-    """Bytes that one prediction keeps for its backward pass."""
-
-    everything: int = 0
-    in_blocks: int = 0  # of them
-    between: int = 0  # the inputs of all blocks
-    largest: int = 0  # in one block
-
-    @property
-    def checkpointed(self) -> int:
-        """What is kept where blocks are computed again, and while the largest of them is."""
-        return self.everything - self.in_blocks + self.between + self.largest
-
-
-@contextmanager
-def counted(module: nn.Module, found: Kept) -> Iterator[None]:
-    """Count what a forward pass keeps for the backward pass, and keep none of it, so that it takes no more memory."""
-    is_own = _no_weight_of(module)
-
-    def count(tensor: Tensor) -> None:
-        found.everything += tensor.nbytes if is_own(tensor) else 0
-
-    def watched(block: nn.Module) -> Any:
-        forward = block.forward
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            before = found.everything
-            outputs = forward(*args, **kwargs)
-            inside = found.everything - before
-            found.in_blocks += inside
-            found.largest = max(found.largest, inside)
-            leaves = tree_flatten((args, kwargs))[0]
-            found.between += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-            return outputs
-
-        return call
-
-    with _blocks_as(module, watched), saved_tensors_hooks(count, lambda nothing: nothing):
-        yield
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost parts of a network that are called as a whole."""
-    for child in module.children():
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-            yield from _blocks(child)
-        else:
-            yield child
 
 
 class _Again(torch.autograd.Function):
@@ -224,24 +161,8 @@ def checkpointed(module: nn.Module) -> Iterator[None]:
 
         return call
 
-    with _blocks_as(module, again):
+    with blocks_as(module, again):
         yield
-
-
-@contextmanager
-def _blocks_as(module: nn.Module, changed: Callable[[nn.Module], Any]) -> Iterator[None]:
-    """The blocks of a network called by other functions, which `changed` makes of each."""
-    blocks = list(_blocks(module))
-    own = {id(block): block.__dict__["forward"] for block in blocks if "forward" in block.__dict__}  # other packs'
-    try:
-        for block in blocks:
-            block.forward = changed(block)
-        yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
-            if id(block) in own:
-                block.forward = own[id(block)]
 
 
 def _ordinary(value: Any) -> Any:

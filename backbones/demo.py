@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..demo.networks import LATENT_CHANNELS
 from ..demo.text import unknown_words
 from ..region.conditioning import CROSS_ATTENTION, Entry
 from ..region.words import Token, decoder, tokens_of
+from .kept import Kept, kept_by
 
 LATENT_SIZE = 16
 
@@ -89,11 +91,15 @@ class DemoBackbone:
         v = self.model.unet(x / (level**2 + 1).sqrt(), timesteps, context)
         return x / (level**2 + 1) - v * level / (level**2 + 1).sqrt()
 
+    @cached_property
+    def _kept(self) -> Kept:
+        return kept_by(self, self.model.unet)
+
     def fits(self, count: int) -> int:
         return count
 
     def step_bytes(self, count: int) -> int:
-        return 0
+        return count * self._kept.everything
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     COMFYUI_PATH=/path/to/ComfyUI /path/to/its/python benchmarks/memory.py [--publish]
 
 Runs in ComfyUI's interpreter, on the CPU: its own classes of Stable Diffusion 1.5, SDXL and Flux at 512 x 512 pixels
-in bfloat16, counted as the node counts before it trains (`Kept` in backbones/comfy.py). Of Flux a few blocks are built:
+in bfloat16, counted as the node counts before it trains (`Kept` in backbones/kept.py). Of Flux a few blocks are built:
 all blocks of a kind keep the same, so the rest is multiplied.
 """
 from __future__ import annotations

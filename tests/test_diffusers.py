@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from comfyui_safe_region.backbones import diffusers as diffusers_backbone
 from comfyui_safe_region.backbones.diffusers import FAMILIES, DiffusersBackbone, load_pipeline
+from comfyui_safe_region.backbones.kept import no_weight_of
 from comfyui_safe_region.backbones.sampling import guided, sample
 from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
@@ -357,6 +358,30 @@ def test_what_saves_memory_on_an_accelerator_changes_little(backbone, monkeypatc
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4)
     for short, exact in zip(prediction_and_gradient(saving.bfloat16()), known):
         assert short.dtype == torch.float32 and (short - exact).norm() < 0.1 * exact.norm()
+
+
+def test_what_a_step_takes_is_measured_and_all_stays_as_it_is(backbone, monkeypatch):
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if is_own(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ((text, options),), sigma = backbone.encode([""]), backbone.sigmas(2)[:1]
+    x, is_own = backbone.start(1, sigma[0], torch.Generator().manual_seed(0)), no_weight_of(backbone.network)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        denoised = backbone.denoise(x, sigma, [[text.clone().requires_grad_(), options]])
+    held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert held <= backbone.step_bytes(1) <= 1.6 * held, "what is saved twice counts twice"
+    assert backbone.step_bytes(3) == 3 * backbone.step_bytes(1)
+    saving = copy.deepcopy(backbone.network)
+    saving.enable_gradient_checkpointing()
+    monkeypatch.setattr(backbone.pipe, backbone.family.network, saving)
+    less = DiffusersBackbone(backbone.pipe, backbone.size)
+    assert saving.is_gradient_checkpointing and less.step_bytes(1) > 0
+    assert less.step_bytes(1) < backbone.step_bytes(1) or name_of(backbone) == FLUX, "here it has one block of a kind"
+    torch.testing.assert_close(backbone.denoise(x, sigma, [[text, options]]), denoised, atol=1e-4, rtol=1e-4)
 
 
 def test_sampling_ends_in_pictures(backbone):

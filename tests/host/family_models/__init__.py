@@ -133,7 +133,7 @@ class TestGradients(io.ComfyNode):
         roomy = backbone._room
         found, kept = [], []
         backbone.fits(1)  # measures what a prediction keeps, before the hooks here count it
-        is_own = module._no_weight_of(model.model.diffusion_model)
+        is_own = module.no_weight_of(model.model.diffusion_model)
 
         def count(tensor):
             if is_own(tensor):
