@@ -234,7 +234,7 @@ def refuse_groups(region: Region) -> None:
     if balances(region.metadata):
         raise RegionError(
             f'The region "{region.name}" holds the groups of an attribute, and acting all at once they would undo one '
-            'another: connect it to the node "Balance Safe Region" instead.'
+            'another: connect it to the node "Balance Safe Region (Bias)" instead.'
         )
 
 
