@@ -350,7 +350,8 @@ def test_the_report_escapes_and_holds_its_pictures():
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
     evil = "<script>alert('&')</script>"
     result = SetResult("implicit", 2, 1.0, 0.5, None, 0.0, 9.0, [(evil, red, blue), ("b", red, red)], [False, True])
-    region = Region((), {"name": evil, "recipe": {"seed": 7}, "calibration": {"held_out_unsafe_touched": 0.05}})
+    counted = {"held_out_unsafe_touched": 0.05, "harmless_touched": 0.0}
+    region = Region((), {"name": evil, "recipe": {"seed": 7}, "calibration": counted})
     page = report_page(region, verdict(region.metadata), [result], red, f"safe-region demo --out '{evil}'")
     assert "<script" not in page and page.count("&lt;script&gt;") >= 4
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
