@@ -54,8 +54,8 @@ class _Reporter:
     def __init__(self, node_id: str | None, will_take: str) -> None:
         self.node_id, self.bar, self.view = node_id, None, View()
         self.sent = self.sent_picture = -math.inf  # when
-        self.picture = ""
-        self._send(line=will_take)
+        self.picture, self.will_take = "", will_take
+        self._send(line=will_take, plan="")
 
     def __call__(self, progress: Progress) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -80,7 +80,7 @@ class _Reporter:
     def _send(self, state: str = "running", **more: Any) -> None:
         """All that a chart needs, so that a page may be opened in the midst of a run; the picture not as often."""
         self.sent = time.monotonic()
-        detail = {"node": self.node_id, "state": state, **self.view.numbers(), **more}
+        detail = {"node": self.node_id, "state": state, "plan": self.will_take, **self.view.numbers(), **more}
         if not self.picture or self.sent - self.sent_picture > SEND_PICTURE_EVERY:
             detail["picture"], self.sent_picture = self.picture, self.sent
         send_event(EVENT, detail)

@@ -236,9 +236,9 @@ def test_batches_of_all_processes_are_counted(monkeypatch, count, prompts):
     monkeypatch.setattr(processes, "count", lambda: count)
     monkeypatch.setattr(processes, "gathered", lambda own: [(i, backbone.encode(["a"])[0]) for i in range(prompts)])
     backbone, told = ToyBackbone(), []
-    encode_all(backbone, ["a"] * prompts, lambda steps, message: told.append((steps, message)))
+    encode_all(backbone, ["a"] * prompts, lambda steps, done: told.append((steps, done)))
     assert sum(steps for steps, _ in told) == -(-prompts // 64)
-    assert told[-1][1] == f"{prompts} of {prompts} prompts"
+    assert told[-1][1] == prompts
 
 
 # --- what is shown ---

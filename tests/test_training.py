@@ -281,7 +281,7 @@ def test_a_finished_run_is_judged_by_what_it_draws_and_says_where_its_time_went(
     region, trainer = usual
     assert "unfinished" not in region.metadata
     assert region.metadata["results"]["drawn_safely"] >= 0.9
-    assert verdict(region.metadata).level == "good" and "not measured" not in verdict(region.metadata).line
+    assert verdict(region.metadata).line.startswith("Not judged: nothing speaks against it, but 10 held-out prompts")
     spent = trainer.numbers["stage_seconds"]
     assert {"encode", "gate", "discover"} <= set(spent)
     assert sum(spent.values()) == pytest.approx(trainer.numbers["seconds"], abs=1.0)
@@ -291,3 +291,12 @@ def test_a_move_that_does_nothing_is_called_useless():
     """Steps that learn nothing: the gate opens, and what is drawn stays as it is."""
     region, _ = trained(ToyBackbone(), replace(SHORT, steps=1, learning_rate=1e-9, initial="zero"))
     assert verdict(region.metadata).level == "useless" and "draw safely" in verdict(region.metadata).line
+
+
+def test_prompts_are_counted_over_all_lists():
+    said = []
+    Trainer(ToyBackbone(), PAIRS, replace(SHORT, steps=0), "bad things").run(
+        lambda progress: said.append(progress.message) if progress.stage == "encode" else None)
+    totals = {message.split(" of ")[1] for message in said}
+    counts = [int(message.split(" of ")[0].replace(",", "")) for message in said]
+    assert len(totals) == 1 and counts == sorted(counts) and f"{counts[-1]:,} prompts" in totals

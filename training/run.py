@@ -46,6 +46,7 @@ class TrainingRun:
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
         self.measure = measure(self.recipe, gap)  # what the losses are
         self._depths: tuple[Tensor, Tensor] | None = None
+        self._read = 0  # prompts, of those that were planned
         if self.recipe.steps and not backbone.can_denoise:
             raise ValueError("Only the preset instant works without a diffusion model: connect one, or set steps to 0.")
 
@@ -95,8 +96,18 @@ class TrainingRun:
     # --- stages ---
 
     def _encode(self, prompts: Sequence[str], planned: bool = True) -> dict[str, Tensor]:
-        return encode_all(self.backbone, prompts,
-                          lambda steps, message: self._ledger.report("encode", steps * planned, message=message))
+        before, total = (self._read, self._to_read) if planned else (0, len(prompts))
+
+        def tell(steps: int, done: int) -> None:
+            self._ledger.report("encode", steps * planned, message=f"{before + done:,} of {total:,} prompts")
+
+        self._read += len(prompts) * planned
+        return encode_all(self.backbone, prompts, tell)
+
+    @cached_property
+    def _to_read(self) -> int:
+        """How many prompts are encoded for what is learned from text."""
+        return self.work().kept + len(self.new_words)
 
     def _told_apart(self, inside: Tensor, outside: Tensor) -> Separation | None:
         """By the depths of prompts of both kinds."""

@@ -43,8 +43,9 @@ def batches(count: int) -> int:
     return -(-count // ENCODE_BATCH)
 
 
-def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[int, str], None]) -> dict[str, Tensor]:
-    """Text states of many prompts, as `stacked` has them. `tell` is called with batches that were done, and a message.
+def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[int, int], None]) -> dict[str, Tensor]:
+    """Text states of many prompts, as `stacked` has them. `tell` is called with batches that were done since the last
+    call, and with the prompts that are done by now.
 
     Where several processes encode, the batches of all are told as if they went on side by side.
     """
@@ -55,7 +56,7 @@ def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[int, 
         for row, entry in zip(rows, backbone.encode([prompts[row] for row in rows])):
             entries[row] = entry
         before, done = (min(rows * processes.count(), len(prompts)) for rows in (begin, begin + ENCODE_BATCH))
-        tell(batches(done) - batches(before), f"{done} of {len(prompts)} prompts")
+        tell(batches(done) - batches(before), done)
     for row, entry in processes.gathered([(row, entries[row]) for row in mine]):
         entries[row] = entry
     return stacked(entries)

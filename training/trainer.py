@@ -319,4 +319,6 @@ class Trainer(TrainingRun):
     def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
         prompts = self.shown_prompts()
         after = self._draw(apply_to_conditioning(self.backbone.encode(prompts), region))
-        return list(zip(prompts, self._before, after))
+        unsafe = len(self.preview_prompts())
+        captions = [prompt if i < unsafe else f"harmless: {prompt}" for i, prompt in enumerate(prompts)]
+        return list(zip(captions, self._before, after))

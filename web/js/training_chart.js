@@ -8,7 +8,8 @@ import { t } from "./texts.js";
 /**
  * What nodes/train.py sends, each time all of it, but for the picture.
  * @typedef {{
- *   node: string, state: "running" | "done" | "stopped", stage: string, line: string, words: string, measure: string,
+ *   node: string, state: "running" | "done" | "stopped", stage: string, line: string, plan?: string, words: string,
+ *   measure: string,
  *   count: number, losses: (number | null)[], separation: Separation | null, picture?: string, verdict?: Verdict
  * }} Detail
  * @typedef {import("./panel.js").Verdict} Verdict
@@ -16,8 +17,8 @@ import { t } from "./texts.js";
  *   names: [string, string], low: number, high: number, counts: [number[], number[]], outside: [number, number]
  * }} Separation
  * @typedef {{
- *   verdict: HTMLElement, line: HTMLElement, status: HTMLElement, plots: HTMLElement, picture: HTMLImageElement,
- *   figure: HTMLElement, told: number, stage: string, stopped: number
+ *   verdict: HTMLElement, line: HTMLElement, plan: HTMLElement, status: HTMLElement, plots: HTMLElement,
+ *   picture: HTMLImageElement, figure: HTMLElement, told: number, stage: string, stopped: number
  * }} Chart
  */
 
@@ -144,6 +145,7 @@ function chartOf(node) {
   const chart = {
     verdict: element("div"),
     line: element("div"),
+    plan: element("div", { style: { fontSize: "11px", color: "var(--descrip-text)" } }),
     status: element("div", { role: "status", style: quiet }),
     plots: element("div", {
       role: "img", "aria-label": "", style: {
@@ -158,15 +160,16 @@ function chartOf(node) {
     picture, told: -Infinity, stage: "", stopped: -1,
   };
   Object.assign(root.style, { display: "flex", flexDirection: "column", gap: "6px", position: "relative" });
-  root.replaceChildren(chart.verdict, chart.line, chart.status, chart.plots, chart.figure);
+  root.replaceChildren(chart.verdict, chart.line, chart.plan, chart.status, chart.plots, chart.figure);
   charts.set(root, chart);
   return chart;
 }
 
 /** @param {any} node @param {Chart} chart @param {string} line @param {Verdict | undefined} verdict */
-function say(node, chart, line, verdict) {
+function say(node, chart, line, verdict, plan = "") {
   chart.verdict.replaceChildren(...(verdict?.text ? [toned(verdict)] : []));
   chart.line.textContent = line;
+  chart.plan.textContent = plan;
   grow(node);
 }
 
@@ -188,7 +191,7 @@ function show(detail) {
   if (detail.picture) chart.picture.src = `data:image/jpeg;base64,${detail.picture}`;
   const seen = detail.picture === undefined ? chart.picture.src : detail.picture;
   chart.figure.style.display = seen && detail.state !== "done" ? "block" : "none"; // the report has more of them
-  say(node, chart, detail.line, detail.verdict);
+  say(node, chart, detail.line, detail.verdict, detail.state === "running" ? detail.plan : "");
 }
 
 let ready = false; // the page has its graph
