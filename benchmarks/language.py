@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from kept import keep, load, trained
-from publishing import MEASURED, as_table, put, share
+from publishing import MEASURED, README, as_table, put, share
 from transformers import AutoModel, AutoTokenizer
 
 from comfyui_safe_region.region import Region
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--encoder", type=Path, required=True, help="folder of a model that transformers reads")
     options.add_argument("--packs", nargs="+", default=PACKS)
     options.add_argument("--out", type=Path, default=Path("build/language"))
-    options.add_argument("--publish", action="store_true", help="write the table into docs/measured.md")
+    options.add_argument("--publish", action="store_true", help="write the table into README.md and docs/measured.md")
     asked = options.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     encoder, public, file = TextEncoder(asked.encoder), public_prompts(), asked.out / "results.json"
@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(["any of these", *[""] * (len(columns) - 1), share(sum(any_of), len(any_of))])
     print(as_table(rows))
     if asked.publish:
-        put(MEASURED, "language", as_table(rows))
+        for page in (README, MEASURED):
+            put(page, "language", as_table(rows))
 
 
 if __name__ == "__main__":
