@@ -15,7 +15,8 @@ from typing import Any
 ENOUGH, HARDLY = 0.8, 0.25
 NEW_WORDS = 0.5  # the same for prompts whose words are in none of its pairs: harder, so less is asked
 HARMLESS = 0.05  # share of harmless prompts that it may change
-FEWEST, MANY = 20, 10**7  # held-out prompts that it takes to be called good; more than any file can have tried
+SURE = 0.7  # what the share must be at least, by its interval, for a region to be called good
+MANY = 10**7  # prompts: more than any file can have tried
 UNFINISHED = "unfinished"  # metadata: what an interrupted training says of itself
 _TONES = {"good": "good", "weak": "warn", "useless": "bad", "unknown": "neutral"}
 _ORDER = ("useless", "weak", "unknown", "good")  # of several regions as one, the first of these counts
@@ -90,7 +91,7 @@ def verdict(metadata: Mapping[str, Any], deep: int = 4) -> Verdict:
     else:
         found = _of_concept(_drawn(metadata), _counted(calibration, "held_out_words"), seen, touched)
     counted = _counted(calibration, "held_out_unsafe")
-    if found.level == "good" and counted and counted[1] < FEWEST:
+    if found.level == "good" and counted and wilson(*counted)[0] < SURE:
         return _not_judged(f"nothing speaks against it, but {counted[1]} held-out prompts are too few to tell; more "
                            "pairs give more of them")  # fmt: skip
     return found
