@@ -31,12 +31,21 @@ RESULTS = "[data-testid=result-item], .p-autocomplete-option"
 
 
 @pytest.fixture
-def search(comfy_page: Any) -> Any:
+def words_are_known(page_host: Any) -> None:
+    if "search_aliases" not in page_host.get("/object_info/SafeRegionConditioning")["SafeRegionConditioning"]:
+        pytest.skip("this ComfyUI tells its page no words but the nodes' names")
+
+
+@pytest.fixture
+def search(words_are_known: None, comfy_page: Any) -> Any:
     """Types a word into the search box of an empty workflow: the names of the nodes that it lists."""
     page = comfy_page.page
     page.evaluate("window.app.graph.clear()")
-    page.mouse.dblclick(800, 700)
     box = page.locator(BOX).first
+    for _ in range(3):  # a busy page may miss a double click
+        if not box.is_visible():
+            page.mouse.dblclick(800, 700)
+            page.wait_for_timeout(3000)
     box.wait_for()
 
     def found(word: str) -> list[str]:
@@ -47,9 +56,7 @@ def search(comfy_page: Any) -> Any:
     return found
 
 
-def test_words_that_people_type_find_the_right_node(search: Any, page_host: Any) -> None:
-    if "search_aliases" not in page_host.get("/object_info/SafeRegionConditioning")["SafeRegionConditioning"]:
-        pytest.skip("this ComfyUI tells its page no words but the nodes' names")
+def test_words_that_people_type_find_the_right_node(search: Any) -> None:
     wanted = {word: (name,) for word, name in NAMES.items()} | WORDS
     first = {word: search(word)[:3] for word in wanted}
     assert {word: first[word] for word, names in wanted.items() if not set(names) <= set(first[word])} == {}
