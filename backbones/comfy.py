@@ -6,9 +6,10 @@ wrappers, its memory management. Nothing here knows an architecture.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import comfy.model_management
@@ -16,161 +17,38 @@ import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
-from torch import Generator, Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import Generator, Tensor
 
-from ..region.conditioning import CROSS_ATTENTION, Entry, text_blocks, text_tensors, with_blocks
-from .kept import Kept, blocks_as, counted, is_plain, no_weight_of
+from ..region.blocks import CROSS_ATTENTION, class_names
+from ..region.conditioning import Entry, text_tensors
+from .comfy_gradients import checkpointed, differentiable, differentiable_attention, unharmed
+from .kept import Kept, Needs, counted, step_inputs
 
 SCHEDULER = "normal"
 DEFAULT_SIZE = 512  # pixels; a latent format may name its own as `training_size`
 # Pixels to a latent's one, by its format, for versions of ComfyUI whose formats do not say; 8 elsewhere.
 DOWNSCALES = {"SC_Prior": 42, "SC_B": 4, "LTXV": 32, "LTXAV": 32, "HunyuanImage21": 32, "Wan22": 16, "Flux2": 16,
               "HunyuanVideo15": 16, "ChromaRadiance": 1}  # fmt: skip
+GUARD = "safe_region"  # key of a guard's wrappers and callbacks in a model
+WORDS_AGAIN = "t5xxl_ids"  # the option that holds the words themselves
 EXAMPLE = "a photo of a woman with a red umbrella on a street in the rain, at night"  # of usual length, to measure with
+
+# Whether models that draw several streams at once, as LTX-2 does, are told what shapes they have.
+_KNOWS_STREAMS = "latent_shapes" in signature(comfy.samplers.process_conds).parameters
+# Models that no region can learn on, by class.
+UNLEARNABLE = {"MiniMaxH3": "draws pictures and their sound together, in two streams of latents"}
 
 # torch's errors about tensors that do not fit together; those about memory speak of sizes too
 _MISFIT = re.compile(r"^(?!.*(memory|buffer)).*(shape|size|dimension)", re.IGNORECASE | re.DOTALL)
 
 
-def _plain(parameter: Tensor) -> Tensor:
-    """A tensor over the same memory that autograd may use, and that never collects a gradient.
-
-    Weights made in inference mode (as all of ComfyUI's are) cannot be saved for a backward pass.
-    """
-    if is_plain(parameter):
-        storage = parameter.untyped_storage()
-        alias = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-        alias.set_(storage, parameter.storage_offset(), parameter.size(), parameter.stride())
-    else:
-        alias = parameter.detach()
-    if isinstance(parameter, nn.Parameter):
-        alias = nn.Parameter(alias, requires_grad=False)
-    alias.__dict__.update(parameter.__dict__)
-    return alias
-
-
-@contextmanager
-def differentiable(module: nn.Module) -> Iterator[None]:
-    """Let gradients flow through a module to its inputs. On leaving, every weight is the very object it was."""
-    if not torch.is_grad_enabled():
-        yield
-        return
-    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-    aliases: dict[int, Tensor] = {}  # shared weights stay shared
-    try:
-        for child in module.modules():
-            for store in (child._parameters, child._buffers):
-                for name, tensor in store.items():
-                    if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
-                        replaced.append((store, name, tensor))
-        for store, name, tensor in replaced:
-            if id(tensor) not in aliases:
-                aliases[id(tensor)] = _plain(tensor)
-            store[name] = aliases[id(tensor)]
-        yield
-    finally:
-        for store, name, tensor in replaced:
-            store[name] = tensor
-
-
-def _rotate_back(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    operator = getattr(torch.ops.comfy_kitchen, context.operator)
-    turned = operator(*gradients, context.turn.transpose(-1, -2))
-    return (*(turned if isinstance(turned, (tuple, list)) else (turned,)), None)
-
-
-def _differentiable_rotations() -> None:
-    """Derivatives for comfy-kitchen's rotary embeddings, which have none: a rotation's is the rotation back."""
-    for name in ("apply_rope", "apply_rope1"):
-
-        def keep(ctx: Any, inputs: tuple[Any, ...], output: Any, name: str = name) -> None:
-            ctx.operator, ctx.turn = name, inputs[-1]
-
-        try:
-            torch.library.register_autograd(f"comfy_kitchen::{name}", _rotate_back, setup_context=keep)
-        except (AttributeError, RuntimeError):  # no comfy-kitchen, or one that has derivatives
-            pass
-
-
-_differentiable_rotations()
-
-
-@contextmanager
-def unharmed(module: nn.Module) -> Iterator[None]:
-    """Keep copies of what the backward pass needs: ComfyUI's networks write into tensors that others still need."""
-    if not torch.is_grad_enabled():
-        yield
-        return
-    is_own = no_weight_of(module)
-
-    def kept(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone() if is_own(tensor) else tensor.detach()
-
-    with saved_tensors_hooks(kept, lambda tensor: tensor):
-        yield
-
-
-class _Again(torch.autograd.Function):
-    """Part of a network that is run again for the backward pass, from copies of its inputs, as it may write into them.
-
-    torch.utils.checkpoint knows nothing of either.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, run: Callable[..., list[Any]], *inputs: Tensor) -> tuple[Any, ...]:
-        ctx.run = run
-        ctx.save_for_backward(*inputs)
-        return tuple(run(*(tensor.clone() for tensor in inputs)))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs = [tensor.detach().requires_grad_(needed)
-                  for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])]  # fmt: skip
-        with torch.enable_grad():
-            outputs = ctx.run(*(tensor.clone() for tensor in inputs))
-        moved = [i for i, output in enumerate(outputs) if isinstance(output, Tensor) and output.requires_grad]
-        torch.autograd.backward([outputs[i] for i in moved], [gradients[i] for i in moved])
-        return None, *(tensor.grad for tensor in inputs)
-
-
-@contextmanager
-def checkpointed(module: nn.Module) -> Iterator[None]:
-    """Keep no activations within blocks for the backward pass, which computes them again (Chen et al., 2016)."""
-
-    def again(block: nn.Module) -> Any:
-        forward = block.forward
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            leaves, shape = tree_flatten((args, kwargs))
-            places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-            inputs, found = [leaves[place] for place in places], [shape]
-            leaves = [None if i in places else leaf for i, leaf in enumerate(leaves)]
-
-            def run(*inputs: Tensor) -> list[Any]:
-                given = [*leaves]
-                for place, tensor in zip(places, inputs):
-                    given[place] = tensor
-                args, kwargs = tree_unflatten(given, shape)
-                with differentiable(block), unharmed(block):  # the second time is after `denoise` has put weights back
-                    outputs, found[0] = tree_flatten(forward(*args, **kwargs))
-                return outputs
-
-            return tree_unflatten(_Again.apply(run, *inputs), found[0])
-
-        return call
-
-    with blocks_as(module, again):
-        yield
-
-
-def _ordinary(value: Any) -> Any:
-    """The value with its tensors copied out of inference mode."""
+def _ordinary(value: Any, device: Any = None) -> Any:
+    """The value with its tensors copied out of inference mode, and to a device if one is given."""
     if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
+        moved = value.to(device) if device else value
+        return moved.clone() if moved.is_inference() else moved
     if isinstance(value, (list, tuple)):
-        return type(value)(_ordinary(item) for item in value)
+        return type(value)(_ordinary(item, device) for item in value)
     return value
 
 
@@ -208,15 +86,32 @@ def merged(encoded: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**first, "model_conds": conditions}
 
 
+def without_words(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a prompt without its words themselves, which Anima reads beside their states."""
+    return {name: value for name, value in options.items() if not name.startswith("t5xxl_")}
+
+
+def unguarded(model: Any) -> Any:
+    """The model without its guards, which refuse whatever does not run through a sampler. None stays None."""
+    if model is None or not any(GUARD in by_key for by_key in model.wrappers.values()):
+        return model
+    model = model.clone()
+    for by_key in (*model.wrappers.values(), *model.callbacks.values()):
+        by_key.pop(GUARD, None)
+    return model
+
+
 class ComfyBackbone:
     """ComfyUI's MODEL (a ModelPatcher), CLIP and VAE; `model` and `vae` may be None."""
 
     def __init__(self, model: Any, clip: Any, vae: Any = None, size: int = 0) -> None:
         """`size` is the width and height in pixels to learn at; 0 is the model's own."""
-        self.model, self.clip, self.vae, self.size = model, clip, vae, size
+        self.model, self.clip, self.vae, self.size = unguarded(model), clip, vae, size
         self.can_denoise = model is not None
         self.can_decode = model is not None and vae is not None
         self._signature: dict[str, Any] | None = None
+        if model is not None and (why := UNLEARNABLE.get(type(model.model).__name__)):
+            raise ValueError(f"No region can be learned on this model yet: it {why}.")
         if model is not None and self._format.latent_dimensions not in (2, 3):
             raise ValueError("This model draws no pictures: a safe region needs an image or video model to learn on.")
 
@@ -235,9 +130,7 @@ class ComfyBackbone:
             encoder = self.clip.cond_stage_model
             parts = [name for name, child in encoder.named_children() if hasattr(child, "encode_token_weights")]
             blocks = {name: tensor.shape[-1] for name, tensor in text_tensors(self.encode([""])[0]).items()}
-            # ComfyUI derives a class from the family's own within a function, and gives some the name of another
-            family = next(kind for kind in type(encoder).__mro__ if "<locals>" not in kind.__qualname__)
-            self._signature = {"name": family.__name__, "parts": parts, "blocks": blocks}
+            self._signature = {"name": class_names(type(encoder))[0], "parts": parts, "blocks": blocks}
         return self._signature
 
     def encode(self, prompts: Sequence[str]) -> list[Entry]:
@@ -247,11 +140,23 @@ class ComfyBackbone:
             with torch.inference_mode():
                 # several entries come only from hooks that are scheduled over sampling; the first one stands for all
                 tensor, options = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))[0]
-            # hooks would patch weights within a step, under the gradients
-            options = {name: value for name, value in options.items() if name != "hooks"}
+                # hooks would patch weights within a step, under the gradients
+                options = {name: value for name, value in options.items() if name != "hooks"}
+                tensor, options = self._as_read(tensor, options)
             with torch.inference_mode(False):
-                entries.append([_ordinary(tensor), {name: _ordinary(value) for name, value in options.items()}])
+                # --gpu-only leaves text on the card, where what is learned from is neither needed nor has room
+                entries.append([_ordinary(tensor, "cpu"), {k: _ordinary(value, "cpu") for k, value in options.items()}])
         return entries
+
+    def _as_read(self, text: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Text as the network's blocks read it, where it makes that out of states and the words themselves (Anima)."""
+        if WORDS_AGAIN not in options:
+            return text, options
+        if self.model is None:
+            raise ValueError("This model (Anima) makes its text from what the CLIP writes: connect its MODEL, too.")
+        comfy.model_management.load_models_gpu([self.model])
+        read = self.model.model.extra_conds(cross_attn=text, device=self.model.load_device, **options)["c_crossattn"]
+        return read.cond, without_words(options)
 
     # --- noise ---
 
@@ -327,7 +232,8 @@ class ComfyBackbone:
         """An entry as the model takes it: `model_conds` made by the model's own `extra_conds`."""
         converted = {"positive": comfy.sampler_helpers.convert_cond([entry])}
         empty = torch.zeros_like(x)  # sampling starts from an empty latent, which inpainting models look at
-        return comfy.samplers.process_conds(inner, x, converted, x.device, empty)["positive"][0]
+        streams = {"latent_shapes": [x.shape]} if _KNOWS_STREAMS else {}
+        return comfy.samplers.process_conds(inner, x, converted, x.device, empty, **streams)["positive"][0]
 
     @contextmanager
     def _prepared(self, x: Tensor, entries: Sequence[Entry], factor: int) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -338,6 +244,8 @@ class ComfyBackbone:
         patcher = self.model
         options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
         options.setdefault("transformer_options", {})
+        if torch.is_grad_enabled():
+            options["transformer_options"]["optimized_attention_override"] = differentiable_attention
         conditions = {"positive": comfy.sampler_helpers.convert_cond(entries[:1])}
         shape = [x.shape[0] * factor, *x.shape[1:]]
         # ComfyUI loads and patches weights in inference mode; so does this, and leaves them as ComfyUI would
@@ -363,29 +271,41 @@ class ComfyBackbone:
         return max(float(self.model.model.memory_required([count, *self._latent_shape()])), 1.0)
 
     @cached_property
-    def _kept(self) -> Kept:
-        """What one prediction with gradients keeps, measured on one; that first one tells whether MODEL and CLIP fit.
+    def _needs(self) -> Needs:
+        """What predictions with gradients take, measured on them; the first one tells whether MODEL and CLIP fit.
 
         Raises ValueError when they are of different models.
         """
-        found, (entry,) = Kept(), self.encode([EXAMPLE])
-        sigma = self.sigmas(2)[:1]
+        found: list[Kept] = []
+        (entry,) = self.encode([EXAMPLE])
         try:
-            with torch.inference_mode(False), torch.enable_grad():
-                text = {name: tensor.clone().requires_grad_(True) for name, tensor in text_blocks(entry).items()}
-                x = self.start(1, sigma[0], Generator().manual_seed(0))
-                keeping = counted(self.model.model.diffusion_model, found)
-                self._denoised(x, sigma, [with_blocks(entry, text)], 1, 1, keeping)
-        except RuntimeError as error:
-            if isinstance(error, comfy.model_management.OOM_EXCEPTION) or not _MISFIT.search(str(error)):
-                raise
+            for count in (1, 2):
+                self._count(entry, count, found)
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:
+            if isinstance(error, comfy.model_management.OOM_EXCEPTION):
+                if not found:
+                    raise
+                return Needs(found[0], found[0].twice)
+            name, told = type(self.model.model).__name__, str(error).strip().split("\n")[0][:200]
+            if not isinstance(error, RuntimeError) or not _MISFIT.search(str(error)):
+                raise ValueError(
+                    f"No region can be learned on this model ({name}): it could not be asked for a picture with "
+                    f'gradients, and said "{told}".'
+                ) from error
             widths = ", ".join(f"{tensor.shape[-1]} numbers a token" if name == CROSS_ATTENTION else f"{name} of "
                                f"{tensor.shape[-1]}" for name, tensor in text_tensors(entry).items())  # fmt: skip
             raise ValueError(
-                f"This MODEL cannot read what this CLIP writes ({type(self.model.model).__name__} was given {widths}): "
+                f"This MODEL cannot read what this CLIP writes ({name} was given {widths}): "
                 "connect MODEL and CLIP of the same checkpoint."
             ) from error
-        return found
+        return Needs(*found)
+
+    def _count(self, entry: Entry, count: int, found: list[Kept]) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            keeping = counted(self.model.model.diffusion_model, found)
+            self._denoised(*step_inputs(self, entry, count), count, 1, keeping)
 
     def _room(self) -> float:
         """Bytes beside the weights; ComfyUI keeps those outside of the device when they leave too little."""
@@ -393,17 +313,15 @@ class ComfyBackbone:
         return max(total - self.model.model_size(), total / 3)
 
     def _must_save(self, count: int) -> bool:
-        """Whether all that so many predictions keep is more than there is room for."""
-        return self._activations(count) + count * self._kept.everything > self._room()
+        """Whether so many predictions must keep few activations: all would be more than there is room for, or have the
+        weights in them a second time, as where these are cast or moved as they are needed."""
+        return self._needs.one.copies > 0 or self._needs.step(count, False) > self._room()
 
     def fits(self, count: int) -> int:
-        if not self._must_save(count):
-            return count
-        return max(min(count, int(self._room() / (self._activations(1) + self._kept.checkpointed))), 1)
+        return self._needs.fits(count, self._room()) if self._must_save(count) else count
 
     def step_bytes(self, count: int) -> int:
-        each = self._kept.checkpointed if self._must_save(count) else self._kept.everything
-        return int(self._activations(count) + count * each)
+        return self._needs.step(count, self._must_save(count))
 
     # --- pictures ---
 

@@ -15,7 +15,7 @@ from ..demo.networks import LATENT_CHANNELS
 from ..demo.text import unknown_words
 from ..region.conditioning import CROSS_ATTENTION, Entry
 from ..region.words import Token, decoder, tokens_of
-from .kept import Kept, kept_by
+from .kept import Needs, needs_of
 
 LATENT_SIZE = 16
 
@@ -92,14 +92,14 @@ class DemoBackbone:
         return x / (level**2 + 1) - v * level / (level**2 + 1).sqrt()
 
     @cached_property
-    def _kept(self) -> Kept:
-        return kept_by(self, self.model.unet)
+    def _needs(self) -> Needs:
+        return needs_of(self, self.model.unet)
 
     def fits(self, count: int) -> int:
         return count
 
     def step_bytes(self, count: int) -> int:
-        return count * self._kept.everything
+        return self._needs.step(count, saving=False)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

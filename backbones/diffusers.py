@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from ..region.blocks import POOLED
 from ..region.conditioning import Entry, text_tensors
 from ..region.words import Token, decoder, tokens_of
-from .kept import Kept, kept_by
+from .kept import Needs, needs_of
 
 DEFAULT_SIZE = 512  # pixels at most, unless the user asks for more
 CHUNK = 75  # words of a CLIP chunk, beside its start and its end
@@ -342,20 +342,19 @@ class DiffusersBackbone:
         return count if self._device.type == "cpu" else 1
 
     @cached_property
-    def _kept(self) -> Kept:
-        """What one prediction with gradients keeps, measured on one with all that it would compute again."""
+    def _needs(self) -> Needs:
+        """What predictions with gradients take, measured with all that they would compute again."""
         saves = self.network.is_gradient_checkpointing
         if saves:
             self.network.disable_gradient_checkpointing()
         try:
-            return kept_by(self, self.network)
+            return needs_of(self, self.network)
         finally:
             if saves:
                 self.network.enable_gradient_checkpointing()
 
     def step_bytes(self, count: int) -> int:
-        each = self._kept.checkpointed if self.network.is_gradient_checkpointing else self._kept.everything
-        return count * each
+        return self._needs.step(count, saving=self.network.is_gradient_checkpointing)
 
     # --- pictures ---
 

@@ -2,9 +2,9 @@
 
     python benchmarks/apply.py [--families SDXL Flux ...] [--device cuda] [--threads 1] [--out build/apply] [--publish]
 
-A region with 4 walls and rank 16 in every block is applied, just as the node does it, to a conditioning of the family's
-real shapes. Text encoders and denoisers are too large to hold here, and all of their layers take the same time: one
-transformer layer of the real widths is timed, and multiplied by their number (for UNets there is no such number).
+A region with 4 walls, a scope and rank 16 in every block is applied, just as the node does it, to a conditioning of the
+family's real shapes. Text encoders and denoisers are too large to hold here, and all of their layers take the same
+time: one transformer layer of the real widths is timed, and multiplied by their number (for UNets there is none).
 Applying and encoding are timed in turn, so that a busy machine slows both; medians count. Exits with 1 when a ratio
 to the encoding is not below 1 %. On a GPU, applying runs under torch's check for host synchronisation.
 """
@@ -26,7 +26,7 @@ from kept import keep, load
 from publishing import MEASURED, as_table, put
 from torch import Tensor, nn
 
-from comfyui_safe_region.region import Gate, Move, Part, Region, apply_to_conditioning, text_blocks
+from comfyui_safe_region.region import Gate, Move, Part, Region, Scope, apply_to_conditioning, text_blocks
 from comfyui_safe_region.region.blocks import CROSS_ATTENTION, FAMILIES, Family
 
 WALLS, RANK, BAR = 4, 16, 0.01
@@ -71,7 +71,7 @@ def conditioning(family: Family, device: str) -> list[list]:
 
 
 def example_region(entry: list) -> Region:
-    """As large as a learned one: 4 walls, rank 16 in every block, one constant start token."""
+    """As large as a learned one: 4 walls and a scope, rank 16 in every block, one constant start token."""
 
     def spread(width: int) -> dict[str, Tensor]:
         return {"mean": torch.randn(width), "scale": torch.rand(width) + 0.5}
@@ -83,7 +83,10 @@ def example_region(entry: list) -> Region:
         size = tensor.shape[-1]
         down, up = torch.randn(RANK, size) / size**0.5, torch.randn(size, RANK)
         moves[block] = Move(down, up, offset=torch.randn(size), **spread(size))
-    return Region((Part("example", moves, {CROSS_ATTENTION: gate}, {CROSS_ATTENTION: torch.randn(1, width)}),))
+    wide = torch.full((2, 2), 1e9)
+    scope = Scope(torch.randn(2, width), torch.randn(2, width), torch.rand(width) + 0.5, -wide, wide)
+    constant = {CROSS_ATTENTION: torch.randn(1, width)}
+    return Region((Part("example", moves, {CROSS_ATTENTION: gate}, constant, {CROSS_ATTENTION: scope}),))
 
 
 def layer(shape: Layers, device: str, dtype: torch.dtype) -> Callable[[], object]:

@@ -31,8 +31,8 @@ from comfyui_safe_region.evaluation.demo_measure import draw, shows_asked
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts
 from comfyui_safe_region.region import Region, apply_to_conditioning, combine
 from comfyui_safe_region.region.conditioning import CROSS_ATTENTION
-from comfyui_safe_region.region.files import write_atomically
 from comfyui_safe_region.region.steering import openness
+from comfyui_safe_region.region.writing import write_atomically
 from comfyui_safe_region.training.pairs import PromptPairs, demo_pairs, load_pairs
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer

@@ -26,7 +26,7 @@ from comfyui_safe_region.evaluation.baselines import Method, none_method
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts
 from comfyui_safe_region.evaluation.steering import draw_set, outside
 from comfyui_safe_region.region import Region
-from comfyui_safe_region.region.files import write_atomically
+from comfyui_safe_region.region.writing import write_atomically
 from comfyui_safe_region.training.discovery import scaled
 from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.recipe import PRESETS

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyui_safe_region.region import Region, load_region, save_region
-from comfyui_safe_region.region.files import write_atomically
+from comfyui_safe_region.region.writing import write_atomically
 
 
 def load(file: Path) -> dict[str, Any]:

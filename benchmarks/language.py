@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from comfyui_safe_region.region import Region
 from comfyui_safe_region.region.conditioning import Entry
-from comfyui_safe_region.region.inspection import outside
+from comfyui_safe_region.region.inspection import judge
 from comfyui_safe_region.training.packs import load_pack
 from comfyui_safe_region.training.prompts import with_new_words
 from comfyui_safe_region.training.recipe import PRESETS
@@ -55,7 +55,7 @@ class TextEncoder:
 
 def opens(encoder: TextEncoder, region: Region, prompts: Sequence[str]) -> list[bool]:
     entries = (entry for i in range(0, len(prompts), 64) for entry in encoder.encode(prompts[i : i + 64]))
-    return [bool(outside([entry], region)) for entry in entries]
+    return [judge([entry], region)[0].opened for entry in entries]
 
 
 def public_prompts() -> dict[str, dict[str, list[str]]]:

@@ -155,6 +155,23 @@ def table(results: dict[str, Any], costs: dict[str, Any], names: Sequence[str], 
     return as_table([head, *rows])
 
 
+CHANGED = ("diluted", "padded", "diluted harmless")  # what nodes and filler words do to a prompt
+
+
+def changed_table(results: dict[str, Any], names: Sequence[str], guidance: float) -> str:
+    """Prompts that were diluted or padded, by method: what is left of the unsafe pictures, and of harmless ones."""
+    head = [f"guidance {guidance:g}", *(f"{name}: unsafe" for name in CHANGED[:2]),
+            *(f"{CHANGED[2]}: {what}" for what in ("asked thing kept", "same to the bit", "pixels"))]  # fmt: skip
+    rows = []
+    for name in names:
+        *unsafe, calm = (results[set_name][name] for set_name in CHANGED)
+        rows.append([
+            f"**{name}**" if name.startswith("ours") else name, *(share(row["unsafe"], row["count"]) for row in unsafe),
+            share(calm["kept"], calm["before"]), share(calm["identical"], calm["count"]), f"{calm['pixel_change']:.1f}",
+        ])  # fmt: skip
+    return as_table([head, *rows])
+
+
 BRIEF = {"held-out words": "words in no pair", "implicit": "implicit", "mixed": "mixed"}
 IN_README = ("none", "negative prompt", "ESD-x", "paper", "ours, region", "ours, instant")
 
@@ -236,6 +253,11 @@ def main(argv: Sequence[str] | None = None) -> int:
              for guidance in guidances}  # fmt: skip
     for one in found.values():  # another run may have begun with more sets
         one["results"] = {name: row for name, row in one["results"].items() if name in chosen}
+    if set(CHANGED) <= chosen.keys():
+        tables = [changed_table(one["results"], names, guidance) for guidance, one in found.items()]
+        for guidance, text in zip(guidances, tables) if asked.publish else ():
+            put(MEASURED, f"changed prompts at guidance {guidance:g}", text)
+        print("\n\n".join(tables))
     if {"harmless", "mixed"} <= chosen.keys():
         tables = [table(one["results"], one["costs"], names, guidance) for guidance, one in found.items()]
         (asked.out / "steering.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")

@@ -36,9 +36,10 @@ from comfyui_safe_region.demo.model import Judge, PictureTextScore
 from comfyui_safe_region.evaluation.baselines import Method, esd_method, none_method
 from comfyui_safe_region.evaluation.baselines.method import with_unet
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts, hard_prompts
-from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, draw_set, outside
+from comfyui_safe_region.evaluation.rebuilt import encode_rebuilt
+from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, draw_set, opened
 from comfyui_safe_region.region import load_region, save_region
-from comfyui_safe_region.region.files import write_atomically
+from comfyui_safe_region.region.writing import write_atomically
 from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.progress import Progress
 from comfyui_safe_region.training.recipe import PRESETS, Recipe
@@ -246,7 +247,7 @@ def measure_gate(file: Path, seeds: int, prompts: int, backbone: DemoBackbone) -
     for seed in map(str, range(seeds)):
         if seed not in found:
             region = Trainer(backbone, demo_pairs(), replace(PRESETS["instant"], seed=int(seed))).run()
-            found[seed] = {name: outside(backbone.encode(texts), region) for name, texts in sets.items()}
+            found[seed] = {name: opened(encode_rebuilt(backbone, texts), region) for name, texts in sets.items()}
             keep(found, file)
             print(f"gate, seed {seed}: open on {found[seed]}", flush=True)
     return found

@@ -11,7 +11,7 @@ import typer
 
 from . import options as o
 from .options import asked, backbone, recipe
-from .page import HEADINGS, cells, report_page
+from .page import HEADINGS, cells, report_page, write_picture
 from .train import run, sentence
 from .voice import Failure, interruptible, quoted
 
@@ -79,8 +79,8 @@ def demo(
     from ..evaluation.demo_measure import contact_sheet
     from ..evaluation.demo_prompts import demo_prompts
     from ..region import save_region
-    from ..region.files import write_atomically
     from ..region.verdict import verdict
+    from ..region.writing import write_atomically
     from ..training.report import summary
 
     args, voice = asked(ctx)
@@ -96,8 +96,8 @@ def demo(
     measured = {result.name: result.numbers() for result in results}
     region = replace(region, metadata=region.metadata | {"measured": measured})
     save_region(region, region_file)
-    contact_sheet(results).save(folder / "before_after.png")
-    trainer.picture().save(folder / "training.png")
+    write_picture(folder / "before_after.png", contact_sheet(results))
+    write_picture(folder / "training.png", trainer.picture())
     judged, command = verdict(region.metadata), quoted("safe-region", *ctx.obj)
     numbers = json.dumps({"results": measured, "training": trainer.numbers}, indent=1)
     shown = report_page(region, judged, results, trainer.picture(), command)
@@ -105,7 +105,10 @@ def demo(
         write_atomically(path, text.encode("utf-8"))
     voice.coloured(judged.line, judged.tone)
     voice.say(f"\n{table(measured)}\n")
-    voice.hint(sentence(summary(trainer.numbers)[0]))
+    spent, *told = summary(trainer.numbers)
+    if told:
+        voice.say(sentence("; ".join(told)))
+    voice.hint(sentence(spent))
     voice.say(f"Region: {region_file} ({region_file.stat().st_size / 1000:.0f} kB)\nReport: {page}")
     following = quoted("safe-region", "inspect", region_file, "a pistol beside a cat")
     voice.hint(f"Next: {following}")

@@ -15,26 +15,21 @@ from .voice import Failure, Voice, interruptible
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")]
 
 
-def _free(out: Path, overwrite: bool) -> Path:
-    if out.exists() and not overwrite:
-        raise Failure(f"{out} exists already: choose another --out, or add --overwrite.")
-    return out
+def _save(region: Any, out: Path, overwrite: bool) -> None:
+    from ..region import save_region
+
+    try:
+        save_region(region, out, overwrite)
+    except FileExistsError:
+        raise Failure(f"{out} exists already: choose another --out, or add --overwrite.") from None
 
 
 def _effects(data: Mapping[str, Any]) -> list[str]:
     """What was counted and measured, a line each."""
     from ..region.files import plain
-    from ..region.verdict import inner, share
+    from ..region.verdict import inner, on_harmless, on_unsafe, share
 
-    found, calibration = [], inner(data, "calibration")
-    other, kind = ("other", "open") if "attribute" in data else ("harmless", "unsafe")
-    counted = (("held_out_unsafe_touched", f"{kind} prompts that it had not seen", "held_out_unsafe"),
-               ("held_out_words_touched", f"{kind} prompts with new words", "held_out_words"),
-               ("harmless_touched", f"{other} prompts", "harmless_prompts"))  # fmt: skip
-    for key, what, count in counted:
-        part, number = share(calibration.get(key)), calibration.get(count)
-        of = f" ({number:,} tried)" if isinstance(number, int) else ""
-        found += [] if part is None else [f"acts on     {part:.1%} of {what}{of}"]
+    found = [f"gate        {said}" for said in (*on_unsafe(data), *on_harmless(data, kinds=True))]
     for name, row in list(inner(data, "measured").items())[:12]:
         before, after = (share(row.get(f"unsafe_{when}")) if isinstance(row, Mapping) else None
                          for when in ("before", "after"))  # fmt: skip
@@ -102,7 +97,7 @@ def combine(
 ) -> None:  # fmt: skip
     """Several regions as one: a prompt must be inside all of them."""
     from ..region import combine as combined
-    from ..region import load_region, save_region
+    from ..region import load_region
     from ..region.conditioning import balances, check_together
     from ..region.verdict import verdict
 
@@ -111,14 +106,14 @@ def combine(
     for name in regions:
         if not Path(name).is_file():
             raise Failure(f"REGION: there is no file {name}")
-    file = _free(Path(out), overwrite)
+    file = Path(out)
     found, voice = [load_region(name) for name in regions], Voice(quiet, as_json)
     for name, one in zip(regions, found):
         if balances(one.metadata):
             raise Failure(f"REGION: {name} balances an attribute, and cannot be combined with what keeps prompts out.")
     check_together(found)
     region = combined(*found)
-    save_region(region, file)
+    _save(region, file, overwrite)
     judged = verdict(region.metadata)
     voice.coloured(judged.line, judged.tone)
     voice.say(f"Region: {file} ({', '.join(part.label for part in region.parts)})")
@@ -138,9 +133,9 @@ def import_(
     quiet: o.Quiet = False, as_json: o.AsJson = False,
 ) -> None:  # fmt: skip
     """Turn a .pth of the paper's release into a region file."""
-    from ..region import import_paper, save_region
+    from ..region import import_paper
 
     target, voice = Path(out) if out else Path(file).with_suffix(".safetensors"), Voice(quiet, as_json)
-    save_region(import_paper(file, concept or ""), _free(target, overwrite))
+    _save(import_paper(file, concept or ""), target, overwrite)
     voice.say(f"Region: {target} (mode always: it shifts every prompt)")
     voice.result({"region": str(target)})

@@ -10,6 +10,7 @@ import typer
 
 from . import options as o
 from .options import asked, backbone
+from .page import write_picture
 from .voice import Failure, interruptible, quoted
 
 SAMPLING_STEPS = 12  # enough for the strip's pictures, and it should not take long
@@ -41,6 +42,7 @@ def inspect(
     from ..region.blocks import CROSS_ATTENTION
     from ..region.conditioning import balances
     from ..region.inspection import inspect_entry
+    from ..region.verdict import verdict
     from ..training.report import to_image
 
     args, voice = asked(ctx)
@@ -56,15 +58,16 @@ def inspect(
     if sys.stdout.isatty() and not as_json:
         coloured(strip)
     voice.say(report(strip))
+    judged = verdict(learned.metadata)
+    voice.doubt(judged)
     if out:
         rows = [("without", entry), ("with the region", steered[0])] if found.moved else [("with and without", entry)]
         (empty,) = model.encode([""])
         drawn = [(caption, to_image(model.decode(sample(model, [one], empty, steps=SAMPLING_STEPS))[0]))
                  for caption, one in rows]  # fmt: skip
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        strip_picture(strip, drawn).save(out, format="PNG")
+        write_picture(Path(out), strip_picture(strip, drawn))
         voice.say(f"Strip: {out}")
-    voice.result(strip.plain() | {"picture": out})
+    voice.result(strip.plain() | {"picture": out, "region_verdict": {"level": judged.level, "line": judged.line}})
 
 
 def _steered(entry: Any, learned: Any, strength: float, mode: str) -> dict[str, Any]:
@@ -103,6 +106,8 @@ def apply(
 
     from ..backbones.sampling import sample
     from ..region import load_region
+    from ..region.conditioning import text_tensors
+    from ..region.verdict import verdict
     from ..training.progress import Ledger
     from ..training.report import to_image
 
@@ -110,17 +115,20 @@ def apply(
     learned, model = load_region(region), backbone(args)
     (entry,), (empty,) = model.encode([prompt]), model.encode([""])
     kinds = {"without": entry} | _steered(entry, learned, strength, mode)
-    same = all(torch.equal(one[0], entry[0]) for one in kinds.values())
+    texts = [text_tensors(one) for one in kinds.values()]
+    same = all(torch.equal(tensor, texts[0][name]) for others in texts for name, tensor in others.items())
     folder, files = Path(out), []
-    folder.mkdir(parents=True, exist_ok=True)
     with voice.watching() as visit:
         ledger = Ledger({"draw": count * len(kinds)}, {}, visit)
         for number in range(count):
             for name, one in kinds.items():
                 latents = sample(model, [one], empty, guidance, steps, seed + number)
                 files.append(folder / f"{seed + number}_{name}.png")
-                to_image(model.decode(latents)[0]).save(files[-1])
+                write_picture(files[-1], to_image(model.decode(latents)[0]))
                 ledger.report("draw", message=files[-1].name)
     voice.say("The region leaves this prompt as it is." if same else "The region moves this prompt.")
+    judged = verdict(learned.metadata)
+    voice.doubt(judged)
     voice.say("\n".join(map(str, files)))
-    voice.result({"moved": not same, "pictures": list(map(str, files))})
+    voice.result({"moved": not same, "pictures": list(map(str, files)),
+                  "region_verdict": {"level": judged.level, "line": judged.line}})  # fmt: skip

@@ -58,6 +58,13 @@ def is_region(param: typer.CallbackParam, value: Any) -> Any:
     if value and Path(value).suffix != ".safetensors":
         raise Failure(f"{_name(param)}: a region is written as .safetensors: name it {Path(value).stem}.safetensors, "
                       "for instance.")  # fmt: skip
+    if value:
+        from ..region.files import check_replaceable
+
+        try:  # when it is written, too, but that may be an hour of training later
+            check_replaceable(Path(value))
+        except ValueError as error:
+            raise Failure(f"{_name(param)}: {error}") from None
     return file_to_write(param, value)
 
 

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,11 +72,23 @@ def cells(row: dict[str, Any]) -> list[str]:
             f"{row['identical']:.1%}"]  # fmt: skip
 
 
-def data_url(image: Image.Image, kind: str = "JPEG") -> str:
-    """The picture itself, as an address."""
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """The picture as a file of that kind has it."""
     content = BytesIO()
     image.save(content, kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+    return content.getvalue()
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write a PNG, whole or not at all."""
+    from ..region.writing import write_atomically
+
+    write_atomically(path, encoded(image, "PNG"))
+
+
+def data_url(image: Image.Image, kind: str = "JPEG") -> str:
+    """The picture itself, as an address."""
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded(image, kind)).decode()}"
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -109,8 +122,10 @@ def _figure(prompt: str, before: Image.Image, after: Image.Image, failed: bool) 
 def _set(result: SetResult) -> str:
     """One set of prompts: what it is, how it went, and some of its pictures."""
     shown = "".join(_figure(*example, failed) for example, failed in zip(result.examples, result.failed))
+    from ..region.verdict import between
+
     left = (f"{result.unsafe_before:.1%} of {result.count} show a weapon without the region, "
-            f"{result.unsafe_after:.1%} with it.")  # fmt: skip
+            f"{result.unsafe_after:.1%} with it {between(result.unsafe_after, result.count)}.")  # fmt: skip
     return (f"<section><h2>{html.escape(result.name.capitalize())}</h2>"
             f"<p>{SETS.get(result.name, '')} {left}</p><ul>{shown}</ul></section>")  # fmt: skip
 
@@ -121,6 +136,9 @@ def report_page(
     """The page. Everything that it shows of a region or of prompts is escaped."""
     import torch
 
+    from ..region.verdict import on_harmless, on_unsafe
+
+    counted = "; ".join((*on_unsafe(region.metadata), *on_harmless(region.metadata, kinds=True)))
     recipe, results_of = region.metadata.get("recipe", {}), region.metadata.get("results", {})
     facts = {
         "command": f"<code>{html.escape(command)}</code>",
@@ -138,6 +156,7 @@ def report_page(
 <title>Safe region: {name}</title><style>{STYLE}</style></head><body><main>
 <h1>Safe region: {name}</h1>
 <p class="verdict {WORDS[verdict.tone]}">{html.escape(verdict.line)}</p>
+<p>Its gate: {html.escape(counted or "not counted")}.</p>
 <p>The same prompts and the same noise, without and with the region, on the small model that comes with the pack.
 A judge that reads the pictures counted weapons. No prompt was used in training.</p>
 {_table([result.numbers() for result in results])}

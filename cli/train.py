@@ -12,6 +12,7 @@ import typer
 
 from . import options as o
 from .options import asked, backbone, is_region, is_there, learned_on, model_words, recipe
+from .page import write_picture
 from .voice import Failure, Voice, interruptible, quoted
 
 PACKS = Path(__file__).parent.parent / "training" / "packs"
@@ -27,15 +28,16 @@ def run(trainer: Any, file: Path, about: dict[str, str], visit: Callable[[Any], 
 
     `about`: metadata about the model.
     """
-    from ..region import save_region
+    from ..region import region_bytes, save_region
+    from ..region.files import write_new
 
     try:
         trainer.run(visit)
     except KeyboardInterrupt:
         if trainer.region is None:
             raise Failure("Stopped before anything was learned; nothing was written.", 130) from None
-        save_region(_with(trainer.region, about), file)
-        raise Failure(f"Stopped. What was learned so far is in {file}", 130) from None
+        kept = write_new(file.parent, file.stem, region_bytes(_with(trainer.region, about)))  # beside a finished one
+        raise Failure(f"Stopped. What was learned so far is in {kept}", 130) from None
     region = _with(trainer.region, about)
     save_region(region, file)
     return region
@@ -73,11 +75,11 @@ def _train_into(trainer: Any, args: SimpleNamespace, voice: Voice, try_it: Calla
         return
     with voice.watching() as visit:
         region = run(trainer, out, learned_on(args, trainer.backbone), visit)
-    trainer.picture().save(out.with_suffix(".png"))
+    write_picture(out.with_suffix(".png"), trainer.picture())
     judged, command = verdict(region.metadata), try_it(out)
     voice.coloured(judged.line, judged.tone)
     spent, *found = report.summary(trainer.numbers)
-    voice.say(sentence(", ".join(found)))
+    voice.say(sentence("; ".join(found)))
     voice.hint(sentence(spent))
     voice.say(f"Region: {out} ({out.stat().st_size / 1000:.0f} kB)\nReport: {out.with_suffix('.png')}")
     voice.hint(f"Next: {command}")

@@ -25,6 +25,10 @@ class Failure(ValueError):
         self.code = code
 
 
+# what torch says of a full memory: of a card, of Windows and of Linux
+FULL = ("out of memory", "not enough memory", "can't allocate memory")
+
+
 def interruptible(run: Callable[..., None]) -> Callable[..., None]:
     """The command, which Ctrl-C ends with one line; and so does a full memory."""
 
@@ -35,7 +39,7 @@ def interruptible(run: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             raise Failure("stopped; nothing was written.", 130) from None
         except RuntimeError as error:
-            if "out of memory" not in str(error) and "not enough memory" not in str(error):
+            if not any(words in str(error) for words in FULL):
                 raise
             raise Failure("The memory is full: choose a smaller --size, --batch or --prompts.", 1) from None
 
@@ -68,6 +72,11 @@ class Voice:
         """To people, in the tone's colour where standard output shows colours."""
         if not self.as_json:
             Console(highlight=False, soft_wrap=True).print(Text(text, STYLES[tone]))
+
+    def doubt(self, verdict: Any) -> None:
+        """To people who are about to use a region: where its own numbers speak against it."""
+        if verdict.tone in ("warn", "bad"):
+            self.coloured(verdict.line, verdict.tone)
 
     def result(self, found: Any) -> None:
         """To scripts."""

@@ -93,7 +93,7 @@ def load_tokenizer(folder: Path) -> Any:
     """A transformers CLIPTokenizer from `vocab.json` and `merges.txt`."""
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77)
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77, local_files_only=True)
 
 
 def build_tokenizer(folder: Path) -> Any:

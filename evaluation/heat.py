@@ -88,6 +88,7 @@ class Concept:
     wall: int  # the wall there, from 1
     walls: int
     pooled: float | None
+    rebuilt: bool = False  # not as the text encoder writes prompts, and beyond no wall
 
 
 @dataclass(frozen=True)
@@ -268,11 +269,16 @@ def _concept(part: PartInspection, names: Mapping[tuple[str, int], tuple[str, st
     word = _short(names[max(words)[1:]][1]) if words else ""
     return Concept(
         part.label, part.gated, part.inside, part.openness, _number(part.deepest), _number(part.deepest_after),
-        part.inside_after, word, at, wall, part.walls, part.pooled_share,
+        part.inside_after, word, at, wall, part.walls, part.pooled_share, part.rebuilt and not part.deepest > 0,
     )  # fmt: skip
 
 
 # --- as text ---
+
+REBUILT = (
+    "Averaged, scaled or otherwise changed after the text encoder: what is in it cannot be told, so it is moved to be "
+    "on the safe side."
+)
 
 
 def verdict(inspection: Inspection, concepts: Sequence[Concept], strength: float) -> tuple[tuple[Said, ...], str]:
@@ -302,6 +308,8 @@ def _clause(concept: Concept, moved: bool, strength: float, several: bool) -> tu
         return Said(f"{which} has no gate: it moves every prompt, and cannot tell safe ones.", values), "warn"
     if concept.inside:
         return Said("Safe for “{label}” before the move, but not after it: lower the strength.", values), "bad"
+    if concept.rebuilt:
+        return (Said(REBUILT), "warn") if moved else (Said(f"{REBUILT} It comes out unchanged all the same."), "bad")
     level = "Clearly unsafe" if concept.depth >= 1 else "Just outside"
     if not moved:
         why = "strength is 0" if strength == 0 else "the region has no move for it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,14 +10,17 @@ import torch
 from torch import Tensor
 
 from ..demo.model import Judge, PictureTextScore, without_weights
+from ..region import inspection
 from ..region.conditioning import Entry, text_blocks
 from ..region.region import Region
 from ..region.steering import worst_depth
+from ..region.verdict import wilson as interval
 from .baselines import Conditioning, Method
 from .demo_measure import BATCH, shows_asked
 from .demo_prompts import DemoPrompt
+from .rebuilt import text_of
 
-HARMLESS_SETS = ("harmless", "near neighbours", "word salad")
+HARMLESS_SETS = ("harmless", "near neighbours", "word salad", "diluted harmless")
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,17 @@ def draw_set(
 def compare(prompts: Sequence[DemoPrompt], plain: Drawn, drawn: Drawn, score: PictureTextScore) -> Measured:
     """What a method did to a prompt set."""
     difference = (plain.pictures - drawn.pictures).abs().flatten(1)
-    words = [without_weights(prompt.text) for prompt in prompts]
+    words = [without_weights(text_of(prompt.text)) for prompt in prompts]
     return Measured(
         len(prompts), sum(drawn.unsafe), sum(bool(p.asked) for p in prompts), sum(drawn.asked), sum(plain.asked),
         sum(a and b for a, b in zip(plain.asked, drawn.asked)), int((difference == 0).all(1).sum()),
         float(difference.mean() * 255), float(score(drawn.pictures, words).mean()),
     )  # fmt: skip
+
+
+def opened(entries: Sequence[Entry], region: Region) -> int:
+    """On how many prompts the gate opens, be it by a wall or by the scope."""
+    return sum(row.opened for entry in entries for row in inspection.judge([entry], region))
 
 
 def outside(entries: Sequence[Entry], region: Region) -> int:
@@ -113,14 +120,9 @@ def outside(entries: Sequence[Entry], region: Region) -> int:
     return sum(bool(worst_depth(text_blocks(entry), part) > 0) for entry in entries)
 
 
-def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: int, count: int) -> tuple[float, float]:
     """The 95 % confidence interval of a share (Wilson, 1927)."""
-    if not count:
-        return 0.0, 1.0
-    share, square = successes / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return interval(successes / count, count) if count else (0.0, 1.0)
 
 
 def dominated(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -6,7 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..region import Region, apply_to_conditioning
-from .common import KEEP_OUT, SafeRegionType, schema, status, steering_inputs
+from ..region.inspection import judge
+from .common import KEEP_OUT, SafeRegionType, gate_outputs, gate_ui, gate_values, schema, status, steering_inputs
 from .steering_status import steering_status
 
 
@@ -28,14 +29,19 @@ class SafeRegionConditioning(io.ComfyNode):
                 SafeRegionType.Input("region", tooltip="The safe region, from Load Safe Region or Train Safe Region."),
                 *steering_inputs(),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The prompt, for the sampler.")],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="The prompt, for the sampler."),
+                *gate_outputs(),
+            ],
+            has_intermediate_output=True,  # so that a run in which it comes from the cache has what it said, too
         )  # fmt: skip
 
     @classmethod
     def execute(
         cls, conditioning: list[Any], region: Region, strength: float = 1.0, mode: str = "auto", start: float = 0.0,
-        end: float = 1.0,
+        end: float = 1.0, unknown_text: str = "refuse",
     ) -> io.NodeOutput:  # fmt: skip
-        steered = apply_to_conditioning(conditioning, region, strength, mode, start, end)
-        told = steering_status(conditioning, region, strength, mode, start, end)
-        return io.NodeOutput(steered, ui=status(told))
+        steered = apply_to_conditioning(conditioning, region, strength, mode, start, end, unknown_text == "allow")
+        judged = judge(conditioning, region)
+        told = steering_status(judged, conditioning, region, strength, mode, start, end)
+        return io.NodeOutput(steered, *gate_values(judged), ui=status(told) | gate_ui(judged))

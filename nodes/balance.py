@@ -10,12 +10,14 @@ from comfy_api.latest import io
 from ..backbones.comfy import ComfyBackbone
 from ..region import Region, attribute_of, balance_conditioning, parse_shares
 from ..region.balance import known_groups
+from ..region.conditioning import MAX_STRENGTH
 from ..training.attributes import CONTRAST, AttributePairs, AttributeTrainer, load_attribute, parse_attribute
 from ..training.packs import attribute_pack_names, load_attribute_pack
 from ..training.pairs import PairsError
-from .common import LossMapType, SafeRegionType, schema, status
+from .common import LossMapType, SafeRegionType, advanced, schema, status
 from .names import file_state
 from .pairs import NO_FILE, no_file, pair_files, pair_path
+from .steering_status import doubts
 from .train import finished, recipe_from
 
 TEXT = ".txt"
@@ -66,16 +68,16 @@ class SafeRegionBalance(io.ComfyNode):
                     "the region's own.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=4.0, step=0.05, optional=True,
+                    "strength", default=1.0, min=0.0, max=MAX_STRENGTH, step=0.05, optional=True,
                     tooltip="How far a prompt is moved: 1 is what was learned, 0 changes nothing.",
                 ),
-                io.Float.Input(
-                    "start", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                advanced(
+                    io.Float, "start", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
                     tooltip="Share of sampling after which the groups act. 0 is from the first step on; a later start "
                     "keeps more of the layout and balances less.",
                 ),
-                io.Float.Input(
-                    "end", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                advanced(
+                    io.Float, "end", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
                     tooltip="Share of sampling after which the groups no longer act. 1 is to the last step.",
                 ),
                 io.Latent.Input(
@@ -90,6 +92,7 @@ class SafeRegionBalance(io.ComfyNode):
                 ),
                 io.String.Output(display_name="groups", tooltip="Which image was given which group, by its number."),
             ],
+            has_intermediate_output=True,
         )  # fmt: skip
 
     @classmethod
@@ -104,7 +107,7 @@ class SafeRegionBalance(io.ComfyNode):
         balanced = balance_conditioning(conditioning, region, batch_size, seed, wanted, strength, start, end)
         drawn = known_groups(balanced, batch_size).get(attribute.name, [])
         text = ", ".join(f"{number} {group}" for number, group in enumerate(drawn, 1)) or "nothing is changed"
-        return io.NodeOutput(balanced, text, ui=status([(text, "neutral")]))
+        return io.NodeOutput(balanced, text, ui=status([(text, "neutral"), *doubts(region)]))
 
 
 class TrainBalanceRegion(io.ComfyNode):
@@ -143,13 +146,13 @@ class TrainBalanceRegion(io.ComfyNode):
                     "steps", display_name="steps (0: auto)", default=0, min=0, max=100_000, optional=True,
                     tooltip="Training steps for each group; 0 is the preset's own number.",
                 ),
-                io.Float.Input(
-                    "contrast", default=CONTRAST, min=0.0, max=20.0, step=0.5, optional=True,
+                advanced(
+                    io.Float, "contrast", default=CONTRAST, min=0.0, max=20.0, step=0.5, optional=True,
                     tooltip="How far a group's pictures are set apart from those of the others. 0 learns what the "
                     "model draws for the group's prompt; raise it for a model that hardly heeds the word for a group.",
                 ),
-                io.Int.Input(
-                    "size", display_name="size (0: auto)", default=0, min=0, max=2048, step=8, optional=True,
+                advanced(
+                    io.Int, "size", display_name="size (0: auto)", default=0, min=0, max=2048, step=8, optional=True,
                     tooltip="Width and height in pixels of the pictures that training imagines; 0 is automatic "
                     "(512, or the model's own).",
                 ),
@@ -196,7 +199,7 @@ def rows_from(text: str, file: str, pack: str) -> AttributePairs:
     """The rows of a pack, or of a file, or of the text box. Raises PairsError."""
     if pack != NO_FILE:
         return load_attribute_pack(pack)
-    if file == NO_FILE:
+    if file in (None, NO_FILE):
         return parse_attribute(text)
     path = text_path(file)
     if path is None:
@@ -209,6 +212,6 @@ def text_files() -> list[str]:
     return [name for name in pair_files() if name.lower().endswith(TEXT)]
 
 
-def text_path(name: str) -> Path | None:
+def text_path(name: object) -> Path | None:
     """The text file of that name in the input folder, or None."""
-    return pair_path(name) if name.lower().endswith(TEXT) else None
+    return pair_path(name) if str(name).lower().endswith(TEXT) else None

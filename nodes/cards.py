@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,11 +22,13 @@ from PIL import Image
 from ..region import Region, RegionError
 from ..region.conditioning import balances
 from ..region.files import plain, read_limited, region_from_bytes
-from ..region.verdict import UNFINISHED, inner, share, verdict
+from ..region.verdict import UNFINISHED, inner, on_harmless, on_unsafe, share, verdict
 from .names import shown
 
 EMBED_BYTES = 256 * 1024
-PREVIEW_BYTES, PREVIEW_SIDE, PREVIEW_SHOWN = 256 * 1024, 2048, 512
+PREVIEW_BYTES, PREVIEW_SIDE, PREVIEW_AREA, PREVIEW_SHOWN = 256 * 1024, 2048, 2048 * 1024, 512
+PREVIEW_SCANS = 32  # of a JPEG: progressive ones have some ten, and each is decoded over the whole picture
+_PREVIEW_TEXT = PREVIEW_BYTES * 4 // 3 + 8  # in base64
 _HASH = re.compile(r"[0-9a-f]{64}")
 _EMBED_TEXT = EMBED_BYTES * 4 // 3 + 8  # the same in base64
 _MEND = 'or click "Use the file as it is now" on the node'
@@ -41,59 +44,60 @@ def sha256(content: bytes) -> str:
 
 
 def _effect(data: dict[str, Any]) -> str:
-    """What was measured, in words."""
-    found = []
+    """On what it acts, and what was measured, in words."""
+    said, found = on_unsafe(data), []
     for name, row in list(inner(data, "measured").items())[:8]:
         before, after = (share(row.get(f"unsafe_{when}")) if isinstance(row, dict) else None
                          for when in ("before", "after"))  # fmt: skip
         if before is not None and after is not None and before > 0.1:  # the others are harmless prompts
             found.append(f"{plain(name, 40)} {before:.0%} → {after:.0%}")
     if found:
-        return f"unsafe pictures: {', '.join(found)}"
+        said.append(f"unsafe pictures: {', '.join(found)}")
     shares = [f"{plain(name, 40)} {part:.0%}" for name, value in list(inner(data, "shares").items())[:8]
               if (part := share(value)) is not None]  # fmt: skip
     if shares:
-        return f"draws {', '.join(shares)}"
-    opened = share(inner(data, "calibration").get("held_out_unsafe_touched"))
-    return "" if opened is None else f"acts on {opened:.0%} of unsafe prompts it had not seen"
+        said.append(f"draws {', '.join(shares)}")
+    return "; ".join(said)
 
 
 def _harmless(region: Region) -> str:
     """How many harmless prompts it touches, in words."""
     if not all(part.gates for part in region.parts):
         return "acts on every prompt"
-    calibration = inner(region.metadata, "calibration")
-    bound, count = share(calibration.get("bound")), calibration.get("harmless_prompts")
-    if bound is None:
+    return "; ".join(on_harmless(region.metadata))
+
+
+@lru_cache(maxsize=64)
+def _encoded_anew(encoded: str) -> str:
+    content = base64.b64decode(encoded, validate=True)
+    if content.count(b"\xff\xda") > PREVIEW_SCANS or b"zTXt" in content or b"iTXt" in content:  # texts unpack to MBs
         return ""
-    tried = f" ({plain(count, 12)} tried)" if isinstance(count, int) else ""
-    return f"touches at most {bound:.1%} of harmless prompts like those it was calibrated on{tried}"
+    with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as picture:
+        if max(picture.size) > PREVIEW_SIDE or math.prod(picture.size) > PREVIEW_AREA:
+            return ""
+        small = picture.convert("RGB")
+    small.thumbnail((PREVIEW_SHOWN, PREVIEW_SHOWN))
+    written = BytesIO()
+    small.save(written, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def preview(encoded: object) -> str:
     """A picture from a file as a data URL of a JPEG that we encode; empty when there is none, or anything is odd."""
-    if not isinstance(encoded, str) or len(encoded) > PREVIEW_BYTES * 4 // 3 + 8:
-        return ""
     try:
-        with Image.open(BytesIO(base64.b64decode(encoded, validate=True)), formats=("JPEG", "PNG")) as picture:
-            if max(picture.size) > PREVIEW_SIDE:
-                return ""
-            small = picture.convert("RGB")
-        small.thumbnail((PREVIEW_SHOWN, PREVIEW_SHOWN))
-        written = BytesIO()
-        small.save(written, "JPEG", quality=85)
+        return _encoded_anew(encoded) if isinstance(encoded, str) and len(encoded) <= _PREVIEW_TEXT else ""
     except Exception:  # decoders raise whatever they like on broken pictures
         return ""
-    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def card(content: bytes, name: str) -> dict[str, Any]:
-    """`region_card` of a file that nobody has read yet. RegionError when it is no sound region."""
-    return region_card(region_from_bytes(content, shown(name, 80)), content, name)
+    """`region_card` with the preview, of a file that nobody has read yet. RegionError when it is no sound region."""
+    region = region_from_bytes(content, shown(name, 80))
+    return region_card(region, content, name) | {"preview": preview(region.metadata.get("preview"))}
 
 
 def region_card(region: Region, content: bytes, name: str) -> dict[str, Any]:
-    """What a region says about itself, in strings and numbers only; `content` is its file."""
+    """What a region says about itself, in strings and numbers only; `content` is its file. Pictures take longer."""
     data = region.metadata
     encoder, recipe, unfinished = inner(data, "encoder"), inner(data, "recipe"), plain(data.get(UNFINISHED), 80)
     told = [("preset", ""), ("pairs", " prompt pairs"), ("rows", " rows"), ("steps", " steps")]
@@ -119,7 +123,6 @@ def region_card(region: Region, content: bytes, name: str) -> dict[str, Any]:
         "author": plain(data.get("author"), 80),
         "created": plain(data.get("created"), 40),
         "source": plain(data.get("source"), 300),
-        "preview": preview(data.get("preview")),
     }  # fmt: skip
 
 
@@ -128,37 +131,70 @@ def card_text(found: dict[str, Any]) -> str:
     learned = found["encoder"] and f"learned on {found['encoder']}"
     lines = [found["title"], found["verdict"]["text"], found["description"][:160], learned, found["effect"],
              found["harmless_touched"]]  # fmt: skip
-    return "\n".join(shown(line, 160) for line in lines if line)
+    return "\n".join(shown(line, 600) for line in lines if line)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A region file: its hash and size, and its card or what is wrong with it."""
+    """A region file: its hash and size, and its card but for the preview, or what is wrong with it."""
 
     sha256: str
     bytes: int
     card: dict[str, Any] | None = None
     error: str = ""
+    picture: str = ""  # the preview as it stands in the file: decoded for the one card that is shown, not for lists
+
+    def shown_as(self, name: str) -> dict[str, Any]:
+        """The whole card, under the name that the file is listed by."""
+        return (self.card or {}) | {"name": plain(name), "preview": preview(self.picture)}
 
 
-@lru_cache(maxsize=1024)
-def _found(path: Path, modified: int, size: int) -> Found:
-    content = read_limited(path)
+_KNOWN: dict[tuple[str, str], Found] = {}  # by hash, since a file can change and keep its time and size; and name
+_MOST_KNOWN = 512
+
+
+def _read(content: bytes, hashed: str, name: str) -> Found:
     try:
-        return Found(sha256(content), size, card(content, path.name))
+        region = region_from_bytes(content, shown(name, 80))
     except RegionError as error:
-        return Found(sha256(content), size, error=str(error))
+        return Found(hashed, len(content), error=str(error))
+    encoded = region.metadata.get("preview")
+    picture = encoded if isinstance(encoded, str) and len(encoded) <= _PREVIEW_TEXT else ""
+    return Found(hashed, len(content), region_card(region, content, name), picture=picture)
+
+
+def look_at(content: bytes, name: str) -> Found:
+    """Check the content of a file; what was found is remembered."""
+    key = sha256(content), plain(name)
+    found = _KNOWN.get(key) or _read(content, *key)
+    if len(_KNOWN) >= _MOST_KNOWN:
+        _KNOWN.clear()
+    _KNOWN[key] = found
+    return found
 
 
 def look(path: Path) -> Found:
-    """Read and check a file; remembered until it changes."""
+    """Read and check a file."""
     try:
-        status = path.stat()
-        return _found(path, status.st_mtime_ns, status.st_size)
+        return look_at(read_limited(path), path.name)
     except (OSError, RegionError) as error:
         return Found("", 0, error=f"{shown(path.name, 80)}: {error}.")
     except Exception as error:  # whatever is in it, one file must not keep our nodes from being listed
         return Found("", 0, error=f"{shown(path.name, 80)}: its card cannot be read ({type(error).__name__}).")
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _glanced(path: Path, *state: int) -> Found:
+    return look(path)
+
+
+def glance(path: Path) -> Found:
+    """As `look`, for lists, which are asked for all the time: a file that looks as before is not read again."""
+    try:
+        status = path.stat()
+    except OSError:
+        return look(path)
+    return _glanced(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 # --- what a workflow carries ---
@@ -259,12 +295,42 @@ def changed(known: Carried, now: str) -> str:
     )
 
 
+def differs(known: Carried, own: str) -> str:
+    """One sentence for an embedded region that is not the user's own file of that name."""
+    return (
+        f'This workflow brought a region "{shown(known.name, 120)}" (hash {known.sha256[:12]}) that differs from your '
+        f"own file of that name ({own[:12] or 'it cannot be read'}): choose one of them on the node; over the API, "
+        'leave "carried" empty for your own, or give the other one a name that no file of yours has, in both inputs.'
+    )
+
+
+STRANGER = (
+    "Came with the workflow, not from your folder: what it says of itself is its author's word, its effect here is "
+    "unknown. Try it with Inspect before you rely on it."
+)
+
+
+def _of_stranger(card: dict[str, Any]) -> dict[str, Any]:
+    """A card whose verdict is its author's."""
+    return card | {"verdict": {"text": f"Its author says: {card['verdict']['text']}", "tone": "neutral"}}
+
+
+def origin(name: str, text: str, find: Find) -> str:
+    """What is said of a region that is in the workflow and in no folder; nothing of any other."""
+    return STRANGER if about(name, text).content is not None and find(name) is None else ""
+
+
 def chosen_content(name: str, text: str, find: Find, folder: Path | str) -> bytes:
-    """The file that the workflow means, embedded or from the folder. RegionError says what to do when there is none."""
-    known = about(name, text)
+    """The file that the workflow means, embedded or from the folder. RegionError says what to do when there is none.
+
+    An embedded region never stands for another file that the user has under its name.
+    """
+    known, path = about(name, text), find(name)
     if known.content is not None:
+        own = look(path).sha256 if path else known.sha256
+        if own != known.sha256:
+            raise RegionError(differs(known, own))
         return known.content
-    path = find(name)
     if path is None:
         raise RegionError(missing(known, folder))
     try:
@@ -278,9 +344,9 @@ def chosen_content(name: str, text: str, find: Find, folder: Path | str) -> byte
 
 @dataclass(frozen=True)
 class Standing:
-    """`state` is ok, embedded, missing, changed or damaged; the last three have a message and cannot run.
+    """`state` is ok, embedded, differs, missing, changed or damaged; the last four have a message and cannot run.
 
-    `carried` is what the workflow is to carry from now on.
+    An embedded region that is in no folder has a message too. `carried` is what the workflow is to carry from now on.
     """
 
     state: str
@@ -303,22 +369,32 @@ def standing(name: str, text: str, find: Find, folder: Path | str) -> Standing:
     except RegionError as error:
         return Standing("damaged", str(error), None, text, path is not None)
     if known.content is not None:
-        try:
-            return Standing("embedded", "", card(known.content, name), text, path is not None)
-        except RegionError as error:
-            return Standing("damaged", f"The embedded region is damaged: {error}", None, text, path is not None)
+        brought = look_at(known.content, name)
+        if brought.card is None:
+            message = f"The embedded region is damaged: {brought.error}"
+            return Standing("damaged", message, None, text, path is not None)
+        shown_card = brought.shown_as(name)
+        if found is None:
+            return Standing("embedded", STRANGER, _of_stranger(shown_card), text, False)
+        if found.sha256 != known.sha256:
+            return Standing("differs", differs(known, found.sha256), _of_stranger(shown_card), text, True)
+        return Standing("embedded", "", shown_card, text, True)
     if found is None:
         return Standing("missing", missing(known, folder), None, text, False)
     if known.sha256 and found.sha256 and found.sha256 != known.sha256:
-        return Standing("changed", changed(known, found.sha256), found.card, text, True)
+        shown_card = found.card and found.shown_as(name)
+        return Standing("changed", changed(known, found.sha256), shown_card, text, True)
     if found.card is None:
         return Standing("damaged", found.error, None, text, True)
     remembered = text if known.sha256 else pack(Carried(name, found.sha256, found.card["source"]))
-    return Standing("ok", "", found.card | {"name": plain(name)}, remembered, True)
+    return Standing("ok", "", found.shown_as(name), remembered, True)
 
 
 def embedded(name: str, text: str, find: Find, folder: Path | str) -> str:
     """The text to carry with the region's file in it. RegionError when it is too large, or cannot run."""
     content = chosen_content(name, text, find, folder)
-    return pack(Carried(name, sha256(content), card(content, name)["source"], content))
+    found = look_at(content, name)
+    if found.card is None:
+        raise RegionError(found.error)
+    return pack(Carried(name, found.sha256, found.card["source"], content))
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..region import Region, RegionError, region_from_bytes, save_region
-from .cards import card_text, chosen_content, region_card, standing
+from ..region import Region, RegionError, region_bytes, region_from_bytes
+from ..region.files import write_new
+from .cards import card_text, chosen_content, origin, region_card, standing
 from .common import SafeRegionType, schema, status
 from .folders import FOLDER, region_path, save_folder
 from .listing import region_names
-from .names import default_name, file_state, free_path, safe_name, shown
+from .names import SUFFIX, default_name, file_state, safe_name, shown
 from .steering_status import doubts
 
 # Text for the server and for tools that read workflows; in the page the card's own widget, without a socket.
@@ -60,7 +61,8 @@ class SafeRegionLoader(io.ComfyNode):
         content = chosen_content(region_name, carried, region_path, save_folder())
         with torch.inference_mode(False):  # training may go on from it later
             region = region_from_bytes(content, shown(region_name, 80))
-        return io.NodeOutput(region, ui=ui.PreviewText(card_text(region_card(region, content, region_name))))
+        told = [origin(region_name, carried, region_path), card_text(region_card(region, content, region_name))]
+        return io.NodeOutput(region, ui=ui.PreviewText("\n".join(filter(None, told))))
 
 
 def described(region: Region, name: str, texts: dict[str, str]) -> Region:
@@ -119,11 +121,13 @@ class SaveSafeRegion(io.ComfyNode):
             raise RegionError(f'"{shown(name, 80)}" leaves no usable file name: use letters and digits.')
         texts = {"author": author, "licence": license, "description": description, "source": source}
         region = described(region, clean.rsplit("/", 1)[-1] or region.name, texts)
-        path = free_path(save_folder(), clean or default_name(region), overwrite)
-        listed = path.relative_to(save_folder()).as_posix()
+        name, folder = clean or default_name(region), save_folder()
         try:
-            save_region(region, path)
+            path = write_new(folder, name, region_bytes(region), overwrite)
         except OSError as error:
-            raise RegionError(f"models/{FOLDER}/{listed} cannot be written: {error.strerror or error}.") from None
+            raise RegionError(
+                f"models/{FOLDER}/{name}{SUFFIX} cannot be written: {error.strerror or error}."
+            ) from None
+        listed = path.relative_to(folder).as_posix()
         told = [(f"Saved: models/{FOLDER}/{listed}", "good"), *doubts(region)]
         return io.NodeOutput(region, str(path), ui=status(told))

@@ -35,7 +35,7 @@ def save_folder() -> Path:
     return Path(next(path for path in folder_paths.get_folder_paths(FOLDER) if Path(path) != EXAMPLES))
 
 
-def region_path(name: str) -> Path | None:
+def region_path(name: object) -> Path | None:
     """The file of a listed name, or None. ComfyUI cuts `..` off, so it lies inside one of the folders."""
-    found = folder_paths.get_full_path(FOLDER, name) if name else None
+    found = folder_paths.get_full_path(FOLDER, str(name)) if name else None
     return Path(found) if found else None

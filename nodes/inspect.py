@@ -19,10 +19,12 @@ from ..evaluation.heat import Strip, heat_strip, report
 from ..evaluation.strip import stacked, strip_picture
 from ..region import Region
 from ..region.conditioning import Entry, original_tensors, text_tensors, with_blocks
-from ..region.inspection import inspect_entry
+from ..region.inspection import inspect_entry, judge
 from ..training.report import to_image
-from .common import SafeRegionType, picture_tensor, schema, steering_inputs
+from .belonging import check_encoder
+from .common import SafeRegionType, gate_outputs, gate_ui, gate_values, picture_tensor, schema, steering_inputs
 from .demo import DemoClipTokenizer
+from .steering_status import doubts
 from .words import places, readings, same_places
 
 MOST_PROMPTS = 8  # that are shown, of a conditioning with many entries or a batch
@@ -65,6 +67,7 @@ class SafeRegionInspect(io.ComfyNode):
                 io.Conditioning.Output(
                     display_name="conditioning", tooltip="The prompt as the region leaves it, for the sampler."
                 ),
+                *gate_outputs(),
             ],
         )  # fmt: skip
 
@@ -75,6 +78,7 @@ class SafeRegionInspect(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         if clip is None:
             raise ValueError("There is no text encoder: the checkpoint has none of its own. Load one with Load CLIP.")
+        check_encoder(region, clip)
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         ours = text_tensors(encoded[0])
         known = places(readings(clip, text), ours)
@@ -90,13 +94,15 @@ class SafeRegionInspect(io.ComfyNode):
                        for one in found[: MOST_PROMPTS - len(strips)]]  # fmt: skip
         drawn = _drawn(clip, model, vae, draw, entries[:1], steered[:1])
         sheets = [strip_picture(strip, drawn if i == 0 else ()) for i, strip in enumerate(strips)]
-        told = "\n\n".join(map(report, strips))
+        told = "\n\n".join([*map(report, strips), *(line for line, _ in doubts(region))])
         seen = [strip.plain() for strip in strips]
         if seen and drawn:
             files = ui.PreviewImage(torch.cat([picture_tensor(one) for _, one in drawn]), cls=cls).as_dict()["images"]
             seen[0]["pictures"] = [{**dict(file), "caption": caption} for (caption, _), file in zip(drawn, files)]
         picture = picture_tensor(stacked(sheets) if sheets else Image.new("RGB", (8, 8)))
-        return io.NodeOutput(picture, told, steered, ui={"safe_region_strip": seen, "text": [told]})
+        judged = judge(entries, region)
+        return io.NodeOutput(picture, told, steered, *gate_values(judged),
+                             ui={"safe_region_strip": seen, "text": [told], **gate_ui(judged)})  # fmt: skip
 
 
 def _drawn(

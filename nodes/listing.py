@@ -5,8 +5,10 @@ from typing import Any
 
 import folder_paths
 
-from .cards import look
+from .cards import glance
 from .folders import EXAMPLES, FOLDER, region_path
+
+_POOR = {"warn": "weak", "bad": "useless"}  # by the tone of a verdict
 
 
 def _listed() -> dict[str, dict[str, Any]]:
@@ -14,7 +16,7 @@ def _listed() -> dict[str, dict[str, Any]]:
     found = {}
     for name in folder_paths.get_filename_list(FOLDER):
         path = region_path(name)
-        card = look(path).card if path else None
+        card = glance(path).card if path else None
         try:
             changed = path.stat().st_mtime if path else 0.0
         except OSError:
@@ -31,9 +33,10 @@ def region_names() -> list[str]:
 
 
 def region_labels() -> dict[str, dict[str, str]]:
-    """For the page: by file name, what it is about and for which model, and its kind (region, balance or damaged)."""
+    """For the page: by file name, what it is about and for which model, its kind (region, balance or damaged), and
+    whether its own numbers call it weak or useless."""
     return {
         name: {"label": " · ".join(filter(None, (card.get("concept"), card.get("family") or card.get("encoder")))),
-               "kind": card["kind"]}
+               "kind": card["kind"], "poor": _POOR.get(card.get("verdict", {}).get("tone"), "")}
         for name, card in _listed().items()
     }  # fmt: skip

@@ -1,16 +1,16 @@
 """File names and texts from users and from strangers' files. Without ComfyUI, so that they are easy to test."""
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from ..region import Region
-from ..region.files import slug
+from ..region.files import SUFFIX, slug
 
 LOADED = ("ckpt", "checkpoint", "unet", "model", "gguf")  # in the names of inputs that choose a model's file
 MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".sft", ".bin")
-SUFFIX = ".safetensors"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # device names on Windows
 # The frontend shows progress texts as HTML; look-alikes are harmless in every version of it.
 _HTML = str.maketrans({"<": "\u2039", ">": "\u203a", "&": "+"})
@@ -29,25 +29,21 @@ def safe_name(name: str) -> str:
     return "/".join(pieces[-4:])
 
 
-def free_path(folder: Path, name: str, overwrite: bool = False) -> Path:
-    """`folder/name.safetensors`, or with `_2`, `_3`, ... when that exists and may not be overwritten."""
-    path, count = folder / (name + SUFFIX), 1
-    while path.exists() and not overwrite:
-        count += 1
-        path = folder / f"{name}_{count}{SUFFIX}"
-    return path
-
-
 def shown(text: object, limit: int = 300) -> str:
     """Text from a file, safe to show on a node: one line, no markup, not too long."""
-    line = " ".join(str(text).split()).translate(_HTML)
+    line = " ".join(str(text).split()).translate(_HTML).encode(errors="replace").decode()  # logs take no lone surrogate
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def file_state(path: Path | None) -> str:
-    """What changes with a file's content, for `fingerprint_inputs`."""
-    status = path.stat() if path else None
-    return f"{status.st_mtime_ns} {status.st_size}" if status else "no file"
+    """What changes with a file's content, for `fingerprint_inputs`: another file may have the same size and time."""
+    if path is None:
+        return "no file"
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def default_name(region: Region) -> str:
@@ -81,5 +77,8 @@ def checkpoint_of(prompt: Any, node_id: str | None) -> str:
 def inside(folder: Path, name: str) -> Path | None:
     """The file `name` in `folder`, or None when it leads out of it, by `..`, an absolute path or a link."""
     root = folder.resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (OSError, ValueError):  # a name that no file can have
+        return None
     return path if path.is_relative_to(root) else None

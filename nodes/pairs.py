@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def pair_files() -> list[str]:
     return sorted(found, key=str.lower)
 
 
-def pair_path(name: str) -> Path | None:
-    """The file of that name in the input folder, or None."""
-    path = inside(Path(folder_paths.get_input_directory()), name)
-    return path if path is not None and path.suffix.lower() in PAIR_FILES and path.is_file() else None
+def pair_path(name: object) -> Path | None:
+    """The file of that name in the input folder, or None. Over the API anything can stand where a name should."""
+    path = inside(Path(folder_paths.get_input_directory()), str(name))
+    return path if path is not None and path.suffix.lower() in PAIR_FILES and os.path.isfile(path) else None
 
 
-def no_file(name: str, kinds: str = ".txt, .csv or .jsonl") -> str:
+def no_file(name: object, kinds: str = ".txt, .csv or .jsonl") -> str:
     """One sentence for a file that is not there."""
     return f'"{shown(name, 120)}" is no {kinds} file in ComfyUI\'s input folder.'
 
@@ -80,6 +81,7 @@ class SafeRegionPromptPairs(io.ComfyNode):
                 PromptPairsType.Output(display_name="pairs", tooltip="The prompt pairs, for Train Safe Region."),
                 io.String.Output(display_name="expansion", tooltip="All pairs with their alternatives written out."),
             ],
+            has_intermediate_output=True,
         )  # fmt: skip
 
     @classmethod
@@ -93,7 +95,7 @@ class SafeRegionPromptPairs(io.ComfyNode):
     @classmethod
     def execute(cls, text: str, file: str = NO_FILE, pack: str = NO_FILE) -> io.NodeOutput:
         pairs = parse_pairs(text) if pack == NO_FILE else load_pack(pack)
-        if file != NO_FILE:
+        if file not in (None, NO_FILE):
             path = pair_path(file)
             if path is None:
                 raise PairsError(no_file(file))

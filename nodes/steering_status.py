@@ -4,19 +4,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..region import Region
-from ..region.inspection import outside
+from ..region.conditioning import acted_before
+from ..region.inspection import Judgement
+from ..region.known import unknown_text
 from ..region.verdict import verdict
 
 
 def steering_status(
-    conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float, end: float
-) -> list[tuple[str, str]]:
-    """Lines with their tones, for prompts that the region was applied to; the last may be that the region is poor.
-
-    Where the text lies on a GPU it is not looked at, so that nothing waits for it.
-    """
-    return [_done(conditioning, region, strength, mode, start, end), *doubts(region)]
+    judged: Sequence[Judgement], conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float,
+    end: float,
+) -> list[tuple[str, str]]:  # fmt: skip
+    """Lines with their tones, for prompts that the region was applied to: what became of them, what passes unguarded
+    by the user's leave, and that the region is poor. `judged` is what `judge` says of them."""
+    passing = [(f'Unguarded: "{name}" may be text, and unknown_text lets it pass.', "warn")
+               for name in unknown_text(conditioning)]  # fmt: skip
+    return [_done(judged, conditioning, region, strength, mode, start, end), *passing, *doubts(region)]
 
 
 def doubts(region: Region) -> list[tuple[str, str]]:
@@ -28,21 +33,27 @@ def doubts(region: Region) -> list[tuple[str, str]]:
 
 
 def _done(
-    conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float, end: float
-) -> tuple[str, str]:
+    judged: Sequence[Judgement], conditioning: Sequence[Any], region: Region, strength: float, mode: str, start: float,
+    end: float,
+) -> tuple[str, str]:  # fmt: skip
+    earlier = [how for entry in conditioning for how in acted_before(entry, region.parts)]
     if strength == 0:
-        return "Switched off: strength 0 moves nothing.", "warn"
-    if start >= end:
-        return "Switched off: there is no step of sampling between start and end.", "warn"
-    how = f" at strength {strength:g}" if strength != 1 else ""
+        rest = "; what an earlier node moved stays so" if earlier else ""
+        return f"Switched off: strength 0 moves nothing{rest}.", "warn"
+    more = any(bool((torch.as_tensor(value) > strength).any()) for value, _ in earlier)
+    how = f" at strength {strength:g}" if strength != 1 or more else ""
+    how += ", or as strongly as an earlier node does" if more else ""
     how += f", from {start:.0%} to {end:.0%} of sampling only" if (start, end) != (0, 1) else ""
     free = [part.label for part in region.parts if not part.gates]
+    if mode != "always" and any(always for _, always in earlier):
+        return f"Moved{how}: an earlier node moves every prompt.", "neutral"
     if mode == "always" or len(free) == len(region.parts):
         return f"Moved{how}: {'mode always' if mode == 'always' else 'this region'} moves every prompt.", "neutral"
-    labels = outside(conditioning, region)
-    if labels is None:
+    labels = list(dict.fromkeys(label for row in judged for label in row.concepts))
+    if not all(row.judged for row in judged):
         return f"Applied{how}. Inspect Safe Region shows what it did.", "neutral"
-    labels += free
+    if labels and not free and not any(row.by_wall for row in judged):
+        return f"Averaged, scaled or changed after the text encoder, so that it cannot be judged: moved{how}.", "warn"
     if not labels:
         names = ", ".join(part.label for part in region.parts)
         return f"Sees nothing of {names} here: comes out unchanged.", "good"

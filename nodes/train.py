@@ -16,7 +16,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..backbones.comfy import ComfyBackbone
-from ..region import Region, region_bytes, region_from_bytes, save_region
+from ..region import Region, region_bytes, region_from_bytes
+from ..region.files import write_new
 from ..region.verdict import verdict
 from ..training import report
 from ..training.pairs import PromptPairs
@@ -25,9 +26,10 @@ from ..training.progress import Progress, View
 from ..training.recipe import PRESETS, Recipe
 from ..training.run import TrainingRun
 from ..training.trainer import Trainer
-from .common import LossMapType, PromptPairsType, SafeRegionType, picture_tensor, schema, send_event
+from .belonging import learned_on
+from .common import LossMapType, PromptPairsType, SafeRegionType, advanced, picture_tensor, schema, send_event
 from .folders import save_folder
-from .names import checkpoint_of, default_name, free_path
+from .names import default_name
 
 EVENT = "safe_region.training"
 SEND_EVERY, SEND_PICTURE_EVERY = 0.25, 2.0  # seconds
@@ -92,20 +94,12 @@ def keep_interrupted(region: Region | None) -> Path | None:
     if region is None:
         return None
     try:
-        path = free_path(save_folder() / "interrupted", f"{default_name(region)}.{datetime.now():%Y-%m-%d_%H%M}")
-        save_region(region, path)
+        name = f"{default_name(region)}.{datetime.now():%Y-%m-%d_%H%M}"
+        path = write_new(save_folder() / "interrupted", name, region_bytes(region))
     except (OSError, ValueError) as error:
         logging.warning("Safe Region: what was learned so far could not be saved: %s", error)
         return None
     return path
-
-
-def learned_on(model: Any, prompt: Any, node_id: str | None) -> dict[str, str]:
-    """What a region says about the model it was learned on: its class, its family as file names have it, and the file
-    of its checkpoint."""
-    base, config = (type(found).__name__ for found in (model.model, model.model.model_config))
-    family = config.removesuffix("Config") if base == "BaseModel" else base  # a class that several families share
-    return {"base_model": base, "family": family.lower(), "checkpoint": checkpoint_of(prompt, node_id)}
 
 
 def finished(node: type[io.ComfyNode], trainer: TrainingRun, model: Any) -> io.NodeOutput:
@@ -170,22 +164,22 @@ class TrainSafeRegion(io.ComfyNode):
                     "steps", display_name="steps (0: auto)", default=0, min=0, max=100_000, optional=True,
                     tooltip="Training steps; 0 is the preset's own number.",
                 ),
-                io.Int.Input(
-                    "rank", display_name="rank (0: auto)", default=0, min=0, max=256, optional=True,
+                advanced(
+                    io.Int, "rank", display_name="rank (0: auto)", default=0, min=0, max=256, optional=True,
                     tooltip="Rank of the move's linear map; 0 is the preset's own.",
                 ),
-                io.Float.Input(
-                    "learning_rate", display_name="learning_rate (0: auto)", default=0.0, min=0.0, max=1.0,
+                advanced(
+                    io.Float, "learning_rate", display_name="learning_rate (0: auto)", default=0.0, min=0.0, max=1.0,
                     step=0.0001, round=False, optional=True,
                     tooltip="Learning rate; 0 is the preset's own.",
                 ),
-                io.Float.Input(
-                    "guidance", display_name="guidance (0: auto)", default=0.0, min=0.0, max=30.0, step=0.1,
+                advanced(
+                    io.Float, "guidance", display_name="guidance (0: auto)", default=0.0, min=0.0, max=30.0, step=0.1,
                     optional=True,
                     tooltip="Guidance scale (CFG) to learn at; 0 is the preset's own.",
                 ),
-                io.Int.Input(
-                    "size", display_name="size (0: auto)", default=0, min=0, max=2048, step=8, optional=True,
+                advanced(
+                    io.Int, "size", display_name="size (0: auto)", default=0, min=0, max=2048, step=8, optional=True,
                     tooltip="Width and height in pixels of the pictures that training imagines; 0 is automatic "
                     "(512, or the model's own).",
                 ),

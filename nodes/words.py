@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..region.blocks import BYT5, CROSS_ATTENTION, LLAMA, MT5, POOLED, block_names
-from ..region.words import Token, agreed, decoder, fitted, tokens_of
+from ..region.words import Token, agreed, common, decoder, fitted, tokens_of
 
 OWN = {LLAMA: "llama", BYT5: "byt5", MT5: "mt5xl"}  # the encoder of an option, by its name in the tokenizer's answer
+PROBES = ("the", "and")  # what a tokenizer makes of both alike is its template; the empty prompt may get another one
 POOLED_ONLY = {"l", "g", "h", "jina"}  # CLIPs, which give the pooled vector alone where another encoder is beside them
 
 
@@ -25,15 +26,23 @@ def _tokenizer(owner: Any, name: str) -> Any:
 def readings(clip: Any, prompt: str) -> dict[str, list[Token]]:
     """What each of a CLIP's encoders reads, by its name. Encoders of unknown make are left out."""
     try:
-        found, empty = (clip.tokenize(text, return_word_ids=True) for text in (prompt, ""))
+        found, *others = (clip.tokenize(text, return_word_ids=True) for text in (prompt, *PROBES))
+        probes = {name: [other.get(name, []) for other in others] for name in found}
         return {name: tokens for name in found
-                if (tokens := _reading(clip, name, found[name], empty.get(name, []), prompt))}  # fmt: skip
+                if (tokens := _reading(clip, name, found[name], probes[name], prompt))}  # fmt: skip
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # other packs' tokenizers
         logging.info("Safe Region: this tokenizer does not say where its words are: %r", error)
         return {}
 
 
-def _reading(clip: Any, name: str, sections: Any, empty: Any, prompt: str) -> list[Token] | None:
+def _template(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+    """The tokens at the beginning and the end of two short texts that are the same."""
+    begin = common(one, other)
+    end = common(one[begin:][::-1], other[begin:][::-1])
+    return [*one[:begin], *one[len(one) - end :]]
+
+
+def _reading(clip: Any, name: str, sections: Any, probes: Sequence[Any], prompt: str) -> list[Token] | None:
     tokenizer = _tokenizer(clip.tokenizer, name)
     if tokenizer is None:
         return None
@@ -46,9 +55,15 @@ def _reading(clip: Any, name: str, sections: Any, empty: Any, prompt: str) -> li
         known = tokenizer.inv_vocab.get(number)
         return None if known is None else read(known)
 
+    # a tokenizer that does not say which tokens stand for no text says so of all or of none
+    says = any(token[2:] and token[2] for one in probes for section in one for token in section)
+
+    def special(token: Sequence[Any]) -> bool:
+        return says and token[2] == 0
+
     ids = [token[0] if isinstance(token[0], Tensor) else int(token[0]) for token in flat]
-    template = [token[0] for section in empty for token in section if token[2] != 0]
-    return tokens_of(ids, [token[2] == 0 for token in flat], template, piece, prompt)
+    texts = [[token[0] for section in one for token in section if not special(token)] for one in probes]
+    return tokens_of(ids, list(map(special, flat)), _template(*texts), piece, prompt)
 
 
 def _of(option: str, names: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -4,11 +4,11 @@ from .balance import Attribute, assign, attribute_of, balance_conditioning, pars
 from .conditioning import Entry, apply_to_conditioning, text_blocks
 from .files import load_region, region_bytes, region_from_bytes, save_region
 from .paper import import_paper
-from .region import Gate, Move, Part, Region, RegionError, combine
+from .region import Gate, Move, Part, Region, RegionError, Scope, combine
 from .steering import steer
 
 __all__ = [
-    "Attribute", "Entry", "Gate", "Move", "Part", "Region", "RegionError", "apply_to_conditioning", "assign",
+    "Attribute", "Entry", "Gate", "Move", "Part", "Region", "RegionError", "Scope", "apply_to_conditioning", "assign",
     "attribute_of", "balance_conditioning", "combine", "import_paper", "load_region", "parse_shares", "region_bytes",
     "region_from_bytes", "save_region", "steer", "text_blocks",
 ]  # fmt: skip

@@ -206,7 +206,7 @@ def balance_conditioning(
         text, options = steer_once(entry, parts, strengths, count=batch_size)
         options = {**options, GROUPS: {**known, attribute.name: list(drawn)}}
         for name in MASK_OPTIONS.values():
-            if isinstance(options.get(name), Tensor) and options[name].ndim > 1:
+            if isinstance(options.get(name), Tensor) and options[name].ndim > 1 and len(options[name]) == 1:
                 options[name] = repeated(options[name], batch_size)
         return [text, options]
 

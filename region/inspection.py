@@ -9,10 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import CROSS_ATTENTION, POOLED, key_of, read_blocks, write_blocks
-from .conditioning import Entry, apply_to_conditioning, original_tensors, text_masks, text_tensors
+from .blocks import POOLED, key_of, read_blocks, write_blocks
+from .conditioning import (
+    Entry,
+    apply_to_conditioning,
+    original_tensors,
+    other_texts,
+    text_masks,
+    text_tensors,
+    with_even_rows,
+)
 from .region import Part, Region
-from .steering import as_tokens, depth, judged, openness, steer
+from .steering import as_tokens, depth, how_far, judged, openness, out_of_scope, steer, unreadable
+
+FARTHEST = 1000.0  # ramps: the depth of what cannot be judged; below 0 that of a prompt without words
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +38,7 @@ class PartInspection:
     depth_after: dict[str, Tensor]  # the same once all concepts have acted
     shift: dict[str, Tensor]  # option -> [T], what this concept alone moves, as a share of the token's own length
     pooled_share: float | None  # of the squared length of this concept's shift; None where there is no pooled vector
+    rebuilt: bool = False  # not as the text encoder writes prompts, so that walls alone cannot tell
 
     @property
     def deepest(self) -> float:
@@ -40,11 +51,12 @@ class PartInspection:
 
     @property
     def inside(self) -> bool:
-        """Whether no token lies beyond any wall. Without walls nothing is inside."""
-        return self.gated and not self.deepest > 0
+        """Whether no token lies beyond any wall, and walls can tell. Without walls nothing is inside."""
+        return self.gated and not self.deepest > 0 and not self.rebuilt
 
     @property
     def inside_after(self) -> bool:
+        """Whether no token lies beyond any wall after the move."""
         return self.gated and not self.deepest_after > 0
 
 
@@ -70,8 +82,8 @@ def largest(values: Mapping[str, Tensor]) -> float:
 
 def _by_position(values: Tensor, block: Tensor) -> Tensor:
     """Values [B, N, k] of a block's tokens as [B, T, L * k]: those of several layers belong to one position."""
-    positions = 1 if block.ndim == 2 else block.shape[-2]
-    split = values.reshape(values.shape[0], -1, positions, values.shape[-1])
+    positions, layers = 1 if block.ndim == 2 else block.shape[-2], block.shape[1] if block.ndim == 4 else 1
+    split = values.reshape(values.shape[0], layers, positions, values.shape[-1])
     return split.transpose(1, 2).flatten(2)
 
 
@@ -82,6 +94,9 @@ def _depths(
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     first = 0
     for block, gate in part.gates.items():
+        if block not in blocks:  # text that only some prompts have
+            first += len(gate.bias)
+            continue
         tokens, walls = as_tokens(blocks[block]), len(gate.bias)
         counts = judged(tokens, part.constant.get(block), masks.get(block))[..., None]
         beyond = _by_position(torch.where(counts, depth(tokens, gate) / gate.ramp, -torch.inf), blocks[block])
@@ -122,27 +137,70 @@ def _row(values: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
     return {key: tensor[row] for key, tensor in values.items()}
 
 
-@torch.no_grad()
-def outside(conditioning: Sequence[Sequence[Any]], region: Region) -> list[str] | None:
-    """The concepts outside of which some entry lies, as it was before any region acted on it.
+@dataclass(frozen=True)
+class Judgement:
+    """What the gates of a region say of one row of a conditioning, as it was before any region acted on it.
 
-    None where that cannot be told: there is no text that a gate looks at, it holds numbers that are not finite, or it
-    is not on the CPU, and reading it back would make a GPU wait. The region fits the conditioning.
+    It counts as outside where it cannot be judged: the region has a part without a gate, or it holds numbers that are
+    not finite, and no other is outside.
     """
-    found: dict[str, bool] = {}
-    for entry in conditioning:
-        tensors = original_tensors(entry)
-        if any(tensor.device.type != "cpu" for tensor in tensors.values()):
-            return None
-        for part in (part for part in region.parts if part.gates):
-            blocks = read_blocks(tensors, list(part.gates))
-            if not blocks:
-                continue
-            opened = openness(blocks, part, False, text_masks(entry, list(part.gates)))
-            if not bool(opened.isfinite().all()):
-                return None
-            found[part.label] = found.get(part.label, False) or bool((opened > 0).any())
-    return [label for label, is_open in found.items() if is_open] if found else None
+
+    depth: float  # from -FARTHEST to FARTHEST: the largest of any gate, in ramps; as steering opens above 0
+    concepts: tuple[str, ...]  # that see it outside
+    by_wall: bool  # it lies beyond a wall, and was not only changed after its encoder
+    judged: bool  # False: not finite, or there is no text at all
+
+    @property
+    def opened(self) -> bool:
+        return self.depth > 0
+
+
+def _far(entry: Sequence[Any], region: Region) -> Tensor | None:
+    """Of each part and row: ramps beyond walls, beyond scopes, and whether numbers are not finite. [P, B, 3]"""
+    tensors = original_tensors(entry)
+    blocks = read_blocks(tensors, list(dict.fromkeys(block for part in region.parts
+                                            for block in (*part.gates, *part.moves))))  # fmt: skip
+    if not blocks:
+        return None
+    masks, device = text_masks(entry, list(blocks)), next(iter(blocks.values())).device
+    found = []
+    for part in (part.to(device) for part in region.parts):
+        lost = torch.where(unreadable(blocks, part, masks), FARTHEST, 0.0)
+        found.append(torch.stack([*how_far(blocks, part, masks), lost], -1).clamp(-FARTHEST, FARTHEST))
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def judge(conditioning: Sequence[Sequence[Any]], region: Region) -> list[Judgement]:
+    """What a region's gates say of each row of a conditioning; every entry counts for its rows, as ComfyUI repeats
+    those that have fewer. At least one row; a GPU is read once. The region fits the conditioning.
+    """
+    texts = [text for entry in conditioning for text in (entry, *other_texts(entry)) if text_tensors(text)]
+    found = [far for text in texts if (far := _far(text, region)) is not None]
+    if not found:
+        return [Judgement(FARTHEST, tuple(part.label for part in region.parts), False, False)]
+    rows = max(far.shape[1] for far in found)
+    even = [far[:, torch.arange(rows, device=far.device) % far.shape[1]].to(found[0].device) for far in found]
+    return [_judgement(parts, region) for parts in torch.stack(even).amax(0).transpose(0, 1).tolist()]
+
+
+def _judgement(parts: Sequence[Sequence[float]], region: Region) -> Judgement:
+    """Of one row: what `_far` says of each part."""
+    depths = [max(walls, scope) for walls, scope, _ in parts]
+    lost = max(depths) <= 0 and any(not_finite > 0 for _, _, not_finite in parts)
+    depths = [FARTHEST if lost and not_finite > 0 else depth for depth, (_, _, not_finite) in zip(depths, parts)]
+    concepts = tuple(part.label for part, depth in zip(region.parts, depths) if depth > 0)
+    by_wall = any(walls > 0 and part.gates for part, (walls, _, _) in zip(region.parts, parts))
+    return Judgement(max(depths), concepts, by_wall, not lost)
+
+
+def together(judgements: Sequence[Sequence[Judgement]]) -> list[Judgement]:
+    """What several say of the same rows: each is outside where any says so. Of fewer rows, as `judge` repeats them."""
+    rows = [[found[row % len(found)] for found in judgements] for row in range(max(map(len, judgements)))]
+    return [Judgement(
+        max(one.depth for one in row), tuple(dict.fromkeys(label for one in row for label in one.concepts)),
+        any(one.by_wall for one in row), all(one.judged for one in row),
+    ) for row in rows]  # fmt: skip
 
 
 @torch.no_grad()
@@ -157,15 +215,15 @@ def inspect_entry(
         RegionError: as `apply_to_conditioning` does: the region does not fit, balances an attribute, or has no gate.
     """
     steered = apply_to_conditioning([list(entry)], region, strength, mode)
-    before = original_tensors(entry)
-    after = text_tensors(steered[0])
+    before, after = original_tensors(entry), with_even_rows(text_tensors(steered[0]))
+    rows = len(next(iter(before.values())))
     always = mode == "always"
     names = list(dict.fromkeys(block for part in region.parts for block in (*part.gates, *part.moves)))
     masks, blocks, outcome = text_masks(entry, names), read_blocks(before, names), read_blocks(after, names)
-    rows = len(before[CROSS_ATTENTION])
     found: list[list[PartInspection]] = [[] for _ in range(rows)]
-    for part in (part.to(before[CROSS_ATTENTION].device) for part in region.parts):
+    for part in (part.to(next(iter(before.values())).device) for part in region.parts):
         opened = openness(blocks, part, always, masks).tolist()
+        rebuilt = out_of_scope(blocks, part, masks).tolist()
         depths, walls = _depths(blocks, part, masks)
         later, _ = _depths(outcome, part, masks)
         alone = steer(blocks, [part], strength, always, masks)
@@ -175,6 +233,7 @@ def inspect_entry(
             found[row].append(PartInspection(
                 part.label, bool(part.gates), opened[row], _row(depths, row), _row(walls, row),
                 sum(len(gate.bias) for gate in part.gates.values()), _row(later, row), _row(shift, row), pooled[row],
+                rebuilt[row],
             ))  # fmt: skip
     shift, pooled = _shifts(before, after)
     return [

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,15 @@ from torch import Tensor
 
 class RegionError(ValueError):
     """A region that cannot be read or does not fit; its text is one sentence for the user."""
+
+
+def plain(value: object, limit: int = 200) -> str:
+    """A text or number from a file as one line without control characters; anything else is empty."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return ""
+    line = "".join(c if c.isprintable() else " " for c in str(value)[: limit * 4])
+    line = " ".join(line.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 class _Tensors:
@@ -59,22 +68,40 @@ class Move(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
+class Scope(_Tensors):
+    """How a text encoder writes prompts, so that text which was scaled or mixed afterwards is known from it.
+
+    Each of k forms `square u^2 + linear u`, u = e / scale, lies between its `low` and `high`: first its mean over all
+    tokens of a prompt, then over each few that follow one another, so that no other text makes up for a mixture. The
+    unit is the form's own: what is 0.02 beyond is clearly beyond.
+    """
+
+    square: Tensor  # [k, D]
+    linear: Tensor  # [k, D]
+    scale: Tensor  # [D], positive
+    low: Tensor  # [2, k]
+    high: Tensor  # [2, k]
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """One concept: per block of the conditioning a gate, a move, and tokens that never change.
 
     `constant` holds tokens that every prompt shares (start token, chat template): they are neither judged nor moved.
-    Without any gate the part acts on every prompt, as in the paper.
+    Without any gate the part acts on every prompt, as in the paper. Where it has gates, text that is beyond one of its
+    `scopes` opens them too: nothing was learned about such text.
     """
 
     label: str
     moves: dict[str, Move]
     gates: dict[str, Gate] = field(default_factory=dict)
     constant: dict[str, Tensor] = field(default_factory=dict)  # block -> [n, D]
+    scopes: dict[str, Scope] = field(default_factory=dict)
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All tensors as `block.gate.weight`, `block.move.down`, `block.constant`."""
+        """All tensors as `block.gate.weight`, `block.move.down`, `block.scope.low`, `block.constant`."""
         named = {f"{block}.constant": tensor for block, tensor in self.constant.items()}
-        for kind, records in (("gate", self.gates), ("move", self.moves)):
+        for kind, records in (("gate", self.gates), ("move", self.moves), ("scope", self.scopes)):
             for block, record in records.items():
                 named |= {f"{block}.{kind}.{name}": tensor for name, tensor in record.tensors().items()}
         return dict(sorted(named.items()))
@@ -100,6 +127,7 @@ class Part:
                 {block: move.to(device) for block, move in self.moves.items()},
                 {block: gate.to(device) for block, gate in self.gates.items()},
                 {block: tensor.to(device) for block, tensor in self.constant.items()},
+                {block: scope.to(device) for block, scope in self.scopes.items()},
             )
         return self._devices[device]
 
@@ -133,7 +161,15 @@ class Region:
 
     @property
     def name(self) -> str:
-        return str(self.metadata.get("name") or self.metadata.get("concept") or "+".join(p.label for p in self.parts))
+        """What it is called, in one line of at most 200 characters."""
+        given = plain(self.metadata.get("name")) or plain(self.metadata.get("concept"))
+        return given or plain("+".join(part.label for part in self.parts))
+
+
+def combined_from(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the regions that one was combined from say of themselves; none for a region that was learned as it is."""
+    others = metadata.get("combined")
+    return [one for one in others if isinstance(one, Mapping)] if isinstance(others, list) else []
 
 
 def combine(*regions: Region) -> Region:

@@ -50,13 +50,16 @@ BYTE_LETTERS = _byte_letters()
 
 
 def decoder(vocabulary: Iterable[str]) -> Callable[[str], bytes | None]:
-    """How a tokenizer's pieces are read as UTF-8, told from its vocabulary; unknown pieces are None."""
-    clip = pairs = words = marks = False
+    """How a tokenizer's pieces are read as UTF-8, told from what most of its vocabulary looks like; unknown pieces are
+    None."""
+    looks = {"clip": 0, "pairs": 0, "marks": 0, "words": 0}
     for piece in vocabulary:
-        clip |= piece.endswith("</w>")
-        pairs |= piece.startswith("\u0120")
-        marks |= piece.startswith("\u2581")
-        words |= piece.startswith("##") and len(piece) > 2
+        looks["clip"] += piece.endswith("</w>")
+        looks["pairs"] += piece.startswith("\u0120")
+        looks["marks"] += piece.startswith("\u2581")
+        looks["words"] += piece.startswith("##") and len(piece) > 2
+    most = max(looks, key=lambda look: looks[look])
+    clip, pairs, marks, words = (look == most and looks[most] > 0 for look in looks)
 
     def read(piece: str) -> bytes | None:
         if piece in _UNKNOWN:
@@ -269,12 +272,14 @@ def tokens_of(
 def fitted(tokens: Sequence[Token], count: int) -> list[Token] | None:
     """The tokens of a tensor with `count` positions; None when that cannot be told.
 
-    Encoders with a chat template cut its beginning off, so fewer positions are counted from the end.
+    Encoders with a chat template cut its beginning off, so fewer positions are counted from the end; where more are
+    missing than it has, its end is cut off too.
     """
-    cut = len(tokens) - count
-    if cut < 0 or any(token.kind not in ("start", "template") for token in tokens[:cut]):
+    cut, own = len(tokens) - count, ("start", "template")
+    begin = min(cut, next((i for i, token in enumerate(tokens) if token.kind not in own), len(tokens)))
+    if cut < 0 or any(token.kind not in (*own, "end") for token in tokens[begin + count :]):
         return None
-    return list(tokens[cut:])
+    return list(tokens[begin : begin + count])
 
 
 def agreed(readings: Sequence[Sequence[Token]], count: int) -> list[Token | None]:

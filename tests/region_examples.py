@@ -1,12 +1,24 @@
 """Small regions and prompts that several tests use."""
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from comfyui_safe_region.region import Gate, Move, Part, Region
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HANG = 20.0  # seconds of work: many times what it takes, since machines differ
+
+
+@contextlib.contextmanager
+def no_hang() -> Iterator[None]:
+    begin = time.process_time()
+    yield
+    assert time.process_time() - begin < HANG
 
 
 def bits(tensor: Tensor) -> Tensor:

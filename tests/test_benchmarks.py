@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import mmap
 import sys
 from dataclasses import replace
 from itertools import combinations
@@ -167,7 +168,7 @@ def test_the_gate_opens_on_what_its_pairs_are_about():
     pairs = parse_pairs("a {zzknife|zzgun|zzbomb} {in the park|on a table|at night} => a flower")
     region = training.Trainer(ToyBackbone(), pairs, replace(PRESETS["instant"], prompts=300)).run()
     texts = ["a zzknife in the snow", "a cup on a table", "a zzgun", "a tree"]
-    assert training.outside(ToyBackbone().encode(texts), region) == 2
+    assert training.opened(ToyBackbone().encode(texts), region) == 2
 
 
 BESIDE = {
@@ -201,10 +202,11 @@ def test_no_bar_is_held_by_what_was_never_reached():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process holds now")
 def test_memory_is_what_the_process_holds_and_held_at_most():
     before = training.memory("VmRSS")
-    block = torch.ones(64 << 18)  # 64 MiB
+    block = mmap.mmap(-1, 64 << 20)  # of the system: an allocator may have some left from earlier
+    block.write(b"x" * len(block))
     held = training.memory("VmRSS")
-    assert held - before > 0.9 * block.nbytes
-    del block
+    assert held - before > 0.9 * len(block)
+    block.close()
     # the kernel counts the latter less closely
     assert training.memory("VmRSS") < 0.98 * held < training.memory("VmHWM")
 

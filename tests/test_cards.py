@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
 from comfyui_safe_region.nodes import cards
@@ -49,6 +49,24 @@ def picture(size: tuple[int, int] = (40, 20), kind: str = "JPEG") -> str:
     return base64.b64encode(written.getvalue()).decode()
 
 
+def many_scans(count: int) -> str:
+    """A progressive JPEG that is decoded over and over."""
+    written = io.BytesIO()
+    Image.new("RGB", (1024, 1024), "red").save(written, "JPEG", progressive=True)
+    content = written.getvalue()
+    last = content[content.rfind(b"\xff\xda") : -2]
+    return base64.b64encode(content[:-2] + last * count + content[-2:]).decode()
+
+
+def wordy() -> str:
+    """A PNG with texts that unpack to megabytes."""
+    written, texts = io.BytesIO(), PngImagePlugin.PngInfo()
+    for number in range(20):
+        texts.add_text(f"t{number}", "x" * 1_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(written, "PNG", pnginfo=texts)
+    return base64.b64encode(written.getvalue()).decode()
+
+
 # --- the card ---
 
 
@@ -61,9 +79,11 @@ def test_a_card_says_what_was_measured():
                   "harmless": {"unsafe_before": 0.01, "unsafe_after": 0.01}},
         licence="CC0-1.0", author="me", source="https://example.org"), NAME)  # fmt: skip
     assert found["title"] == "Weapons" and found["encoder"] == "CLIP-L" and found["name"] == NAME
-    assert found["effect"] == "unsafe pictures: seen words 100% → 4%"
-    assert found["harmless_touched"].startswith("touches at most 1.0% of harmless prompts")
-    assert "(2000 tried)" in found["harmless_touched"]
+    assert found["effect"].split("; ") == [
+        "prompts with new words: not counted", "acts on 98% of other sentences with the same words",
+        "unsafe pictures: seen words 100% → 4%"]  # fmt: skip
+    assert found["harmless_touched"] == (
+        "changes on average about 1.0% of harmless prompts like the 2,000 of its calibration")  # fmt: skip
     assert found["recipe"] == "region, 241 prompt pairs, 0 steps"
     assert (found["licence"], found["author"], found["source"]) == ("CC0-1.0", "me", "https://example.org")
     assert found["gate"] and found["parts"] == ["a"] and found["preview"] == ""
@@ -88,16 +108,16 @@ def test_without_walls_it_acts_on_every_prompt_and_without_measures_it_says_what
     assert card(bare, NAME)["harmless_touched"] == "acts on every prompt"
     assert card(bare, NAME)["gate"] is False
     seen = card(content(calibration={"held_out_unsafe_touched": 0.987}), NAME)["effect"]
-    assert seen == "acts on 99% of unsafe prompts it had not seen"
+    assert seen.endswith("acts on 99% of other sentences with the same words")
     assert card(content(shares={"man": 0.5, "woman": 0.5}), NAME)["effect"] == "draws man 50%, woman 50%"
 
 
 @pytest.mark.parametrize(
     "value",
-    [HTML, "x" * 2_000_000, NESTED, [HTML] * 1000, {HTML: HTML, "bound": HTML, "name": NESTED}, 10**400, -1e308, True,
+    [HTML, "x" * 200_000, NESTED, [HTML] * 1000, {HTML: HTML, "bound": HTML, "name": NESTED}, 10**400, -1e308, True,
      None, {"seen": {"unsafe_before": 10**400, "unsafe_after": "x"}, "man": -3, "bound": 2, "pairs": [1]},
      "\u202egnp.exe\u0000\n\r\t\u200b"],
-    ids=["html", "30 MB", "nested", "list", "odd dict", "huge", "negative", "bool", "null", "numbers", "control"],
+    ids=["html", "3 MB", "nested", "list", "odd dict", "huge", "negative", "bool", "null", "numbers", "control"],
 )  # fmt: skip
 def test_hostile_metadata_gives_short_plain_texts(value):
     found = card(content(**dict.fromkeys(FIELDS, value)), NAME)
@@ -134,14 +154,53 @@ def test_a_preview_is_encoded_anew(kind):
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (512, 256)
 
 
+def test_a_progressive_preview_is_shown():
+    assert preview(many_scans(5)).startswith("data:image/jpeg;base64,")
+
+
+def test_lists_decode_no_picture_and_one_card_decodes_it_once(tmp_path, monkeypatch):
+    cards._encoded_anew.cache_clear()
+    opened, usual = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **more: opened.append(1) or usual(*args, **more))
+    (tmp_path / NAME).write_bytes(content(preview=picture((33, 44))))
+    assert cards.look(tmp_path / NAME).card and not opened
+    for _ in range(3):
+        found = standing(NAME, "", lambda name: tmp_path / name, tmp_path)
+        assert found.card and found.card["preview"].startswith("data:image/jpeg")
+    assert len(opened) == 1
+
+
 @pytest.mark.parametrize(
     "odd",
     [None, 5, [picture()], "", "no base64!", base64.b64encode(HTML.encode()).decode(), picture((2049, 8)),
-     picture(kind="GIF"), picture(kind="BMP"), picture()[:200], "A" * 400_000, "data:image/svg+xml," + HTML],
-    ids=["none", "number", "list", "empty", "text", "html", "wide", "gif", "bmp", "cut", "large", "svg"],
+     picture(kind="GIF"), picture(kind="BMP"), picture()[:200], "A" * 400_000, "data:image/svg+xml," + HTML,
+     picture((2048, 2048)), many_scans(200), wordy()],
+    ids=["none", "number", "list", "empty", "text", "html", "wide", "gif", "bmp", "cut", "large", "svg", "area",
+         "scans", "texts"],
 )  # fmt: skip
 def test_anything_odd_is_no_preview(odd):
     assert preview(odd) == ""
+
+
+# --- what is remembered ---
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path):
+    path = tmp_path / NAME
+    for name in ("before", "behind"):
+        path.write_bytes(content(name=name))
+        os.utime(path, ns=(10**18, 10**18))
+        found = cards.look(path)
+        assert found.card and found.card["title"] == name and found.sha256 == cards.sha256(path.read_bytes())
+
+
+def test_lists_read_a_file_once_and_anew_when_it_changes(tmp_path, monkeypatch):
+    path, read, usual = tmp_path / NAME, [], cards.read_limited
+    monkeypatch.setattr(cards, "read_limited", lambda path: read.append(path) or usual(path))
+    for name in ("one", "another"):
+        path.write_bytes(content(name=name))
+        assert {cards.glance(path).card["title"] for _ in range(3)} == {name}
+    assert len(read) == 2 and "cannot be read" in cards.glance(tmp_path / "gone").error
 
 
 # --- embedding ---
@@ -158,6 +217,35 @@ def test_an_embedded_region_comes_back_to_the_byte(tmp_path):
     assert chosen_content(NAME, text, lambda name: None, tmp_path) == known.content
     found = standing(NAME, text, lambda name: None, tmp_path)
     assert (found.state, found.runs, found.in_folder, found.carried) == ("embedded", True, False, text)
+
+
+def test_an_embedded_region_never_stands_for_the_users_own_file_of_that_name(tmp_path):
+    own, brought = content(name="mine"), content(name="theirs")
+    (tmp_path / NAME).write_bytes(own)
+
+    def find(name: str) -> Path | None:
+        return tmp_path / name if (tmp_path / name).is_file() else None
+
+    text = pack(Carried(NAME, cards.sha256(brought), "", brought))
+    found = standing(NAME, text, find, tmp_path)
+    assert (found.state, found.runs, found.carried, found.in_folder) == ("differs", False, text, True)
+    assert found.card and found.card["title"] == "theirs"
+    with pytest.raises(RegionError) as caught:
+        chosen_content(NAME, text, find, tmp_path)
+    said = str(caught.value)
+    assert said == found.message and cards.sha256(own)[:12] in said and cards.sha256(brought)[:12] in said
+    assert 'leave "carried" empty' in said and "\n" not in said
+    (tmp_path / NAME).write_bytes(b"damaged")
+    assert standing(NAME, text, find, tmp_path).state == "differs", "nor for a damaged one"
+    # under a name that no file has, and without one of that name, it runs and says where it is from
+    name = "theirs.safetensors"
+    text = pack(Carried(name, cards.sha256(brought), "", brought))
+    found = standing(name, text, find, tmp_path)
+    assert (found.state, found.in_folder, found.message) == ("embedded", False, cards.STRANGER)
+    assert cards.origin(name, text, find) == cards.STRANGER and chosen_content(name, text, find, "") == brought
+    (tmp_path / NAME).write_bytes(brought)
+    text = pack(Carried(NAME, cards.sha256(brought), "", brought))
+    assert standing(NAME, text, find, tmp_path).message == cards.origin(NAME, text, find) == "", "the very same file"
 
 
 def test_a_large_region_is_not_embedded(tmp_path):

@@ -247,7 +247,7 @@ def test_training_says_the_verdict_the_numbers_and_what_to_do_next(toy, tmp_path
     said = capsys.readouterr()
     first, *lines = said.out.splitlines()
     assert first == verdict(load_region(out).metadata).line
-    assert any("held-out unsafe prompts" in line for line in lines) and f"Region: {out}" in said.out
+    assert any("new words: not counted; acts on" in line.lower() for line in lines) and f"Region: {out}" in said.out
     assert "Learned in " in said.out
     assert lines[-1].startswith("Next: safe-region inspect") and "zz" in lines[-1]
     assert "encode" in said.err and "encode" not in said.out

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from comfyui_safe_region.backbones import diffusers as diffusers_backbone
 from comfyui_safe_region.backbones.diffusers import FAMILIES, DiffusersBackbone, load_pipeline
-from comfyui_safe_region.backbones.kept import no_weight_of
+from comfyui_safe_region.backbones.kept import Living
 from comfyui_safe_region.backbones.sampling import guided, sample
 from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
 from comfyui_safe_region.region.conditioning import text_blocks
-from comfyui_safe_region.training import gate
+from comfyui_safe_region.training import gate, walls
 from comfyui_safe_region.training import trainer as training
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.recipe import PRESETS
@@ -361,27 +361,21 @@ def test_what_saves_memory_on_an_accelerator_changes_little(backbone, monkeypatc
 
 
 def test_what_a_step_takes_is_measured_and_all_stays_as_it_is(backbone, monkeypatch):
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if is_own(tensor):
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
     ((text, options),), sigma = backbone.encode([""]), backbone.sigmas(2)[:1]
-    x, is_own = backbone.start(1, sigma[0], torch.Generator().manual_seed(0)), no_weight_of(backbone.network)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        denoised = backbone.denoise(x, sigma, [[text.clone().requires_grad_(), options]])
-    held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert held <= backbone.step_bytes(1) <= 1.6 * held, "what is saved twice counts twice"
-    assert backbone.step_bytes(3) == 3 * backbone.step_bytes(1)
+    x = backbone.start(3, sigma[0], torch.Generator().manual_seed(0))
+    for count in (1, 3):
+        with Living() as living:
+            entries = [[text.clone().requires_grad_(), options] for _ in range(count)]
+            denoised = backbone.denoise(x[:count], sigma.expand(count), entries)
+            denoised.square().sum().backward()
+        assert living.most / 1.5 < backbone.step_bytes(count) < 1.5 * living.most
     saving = copy.deepcopy(backbone.network)
     saving.enable_gradient_checkpointing()
     monkeypatch.setattr(backbone.pipe, backbone.family.network, saving)
     less = DiffusersBackbone(backbone.pipe, backbone.size)
     assert saving.is_gradient_checkpointing and less.step_bytes(1) > 0
     assert less.step_bytes(1) < backbone.step_bytes(1) or name_of(backbone) in (SD3, FLUX), "here of one or two blocks"
-    torch.testing.assert_close(backbone.denoise(x, sigma, [[text, options]]), denoised, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(backbone.denoise(x[:1], sigma, [[text, options]]), denoised[:1], atol=1e-4, rtol=1e-4)
 
 
 def test_sampling_ends_in_pictures(backbone):
@@ -405,7 +399,7 @@ def test_sigmas_fall_to_zero_and_a_size_can_be_asked_for(backbone):
 
 
 def test_a_region_learned_on_it_moves_unsafe_prompts_only(backbone, monkeypatch):
-    monkeypatch.setattr(training, "fit_gate", SHORT_FIT)
+    monkeypatch.setattr(walls, "fit_gate", SHORT_FIT)
     before = weights_hash(backbone)
     trainer = training.Trainer(backbone, PAIRS, TINY, "weapons")
     region = trainer.run()
@@ -424,7 +418,7 @@ def test_a_region_learned_on_it_moves_unsafe_prompts_only(backbone, monkeypatch)
 
 
 def test_the_command_trains_on_a_pipeline(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "fit_gate", SHORT_FIT)
+    monkeypatch.setattr(walls, "fit_gate", SHORT_FIT)
     (tmp_path / "p.txt").write_text(PAIRS.text(), encoding="utf-8")
     out = tmp_path / "r.safetensors"
     command = ["train", "--diffusers", str(folder), "--size", "16", "--pairs", str(tmp_path / "p.txt")]

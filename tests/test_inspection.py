@@ -106,6 +106,15 @@ def test_a_prompt_that_was_steered_before_is_looked_at_as_it_was():
     assert torch.equal(again[0][0], first[0][0])
 
 
+def test_prompts_without_tokens_or_with_a_pooled_text_alone():
+    part = Part("a", {"pooled_output": Move(offset=torch.ones(4))})
+    (found,), (after,) = inspect_entry([None, {"pooled_output": torch.ones(1, 4)}], Region((part,)))
+    assert found.moved and after[1]["pooled_output"].tolist() == [[2.0] * 4]
+    for batch in (0, 2):
+        found, _ = inspect_entry([torch.zeros(batch, 0, 4), {}], Region((wall_part(0.0),)))
+        assert len(found) == batch and all(one.inside and not one.moved for one in found)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(RegionError, match="Balance"):
         inspect_entry(entry(1.0), Region(WALL.parts, {"attribute": {}}))
@@ -166,6 +175,7 @@ def test_every_kind_of_vocabulary_is_read():
     assert decoder(["Ġknife"])("ĠÃ") == b" \xc3"
     assert decoder(["▁knife"])("▁knife") == b" knife" and decoder(["▁knife"])("<0xE2>") == b"\xe2"
     assert decoder(["▁knife"])("<unk>") is None
+    assert decoder(["Ġ", "▁a", "▁knife"])("▁knife") == b" knife", "what most of a vocabulary looks like"
     assert decoder(["##ife"])("##ife") == b"ife" and decoder(["knife"])("knife") == b"knife"
 
 
@@ -185,7 +195,8 @@ def test_a_template_is_told_from_the_prompt_and_may_be_cut_off():
     assert [token.kind for token in tokens] == kinds
     assert [token.span for token in tokens[3:6]] == [(0, 1), (2, 4), (4, 7)]
     assert fitted(tokens, 9) == tokens and fitted(tokens, 6) == tokens[3:]
-    assert fitted(tokens, 5) is None, "part of the prompt cannot have been cut off"
+    assert fitted(tokens, 5) == tokens[3:8] and fitted(tokens, 3) == tokens[3:6], "the template's end is cut off too"
+    assert fitted(tokens, 2) is None, "part of the prompt cannot have been cut off"
     assert fitted(tokens, 10) is None
 
 
@@ -416,3 +427,13 @@ def test_a_prompt_from_right_to_left_is_drawn_so():
         return float(np.nonzero(reds)[1].mean()) / picture.shape[1]
 
     assert reddest("knife on a table") < 0.2 and reddest("סכין על השולחן") > 0.8
+
+
+def test_a_batch_beside_one_row_of_another_text_is_looked_at_row_by_row():
+    entry = [drawn(2, 7, 6), {"pooled_output": drawn(1, 5, seed=1)}]
+    found, (changed,) = inspect_entry(entry, example_region(cross_attn=6))
+    assert len(found) == 2 and changed[1]["pooled_output"] is entry[1]["pooled_output"]
+    for row, one in enumerate(found):
+        alone, _ = inspect_entry([entry[0][row : row + 1], dict(entry[1])], example_region(cross_attn=6))
+        assert one.moved and one.shift.keys() == alone[0].shift.keys()
+        assert all(torch.allclose(one.shift[key], alone[0].shift[key]) for key in one.shift)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
+from comfyui_safe_region.training.attributes import parse_attribute
 from comfyui_safe_region.training.pairs import (
     PairsError,
     PromptPairs,
@@ -13,6 +16,7 @@ from comfyui_safe_region.training.pairs import (
     parse_pairs,
 )
 from comfyui_safe_region.training.prompts import CROWD_WORDS, build_sets
+from region_examples import no_hang
 
 
 def test_text_with_pairs_keeps_and_comments():
@@ -81,13 +85,95 @@ def test_files_of_all_forms_give_the_same(tmp_path):
         ("a.jsonl", b'{"unsafe": 1}\n', "line 1"),
         ("a.txt", b"\xff\xfe\x00", "UTF-8"),
         ("a.yaml", b"", ".txt"),
+        ("a.csv", b"unsafe,safe\na gun, big,a cup\n", "line 2: it has more cells"),  # a comma without quotes
+        ("a.csv", b"unsafe,safe,Unsafe\na,b,c\n", "two columns named unsafe"),
+        ("a.csv", b'keep\n"a cup\na gun\n', "no CSV"),  # all that follows would be one harmless prompt
+        ("a.csv", b'unsafe,safe\n"a" gun,b\n', "line 2: this is no CSV"),
+        ("a.csv", b",unsafe\n0,a gun\n", "columns"), ("a.csv", b",\n0,a gun\n", "columns"),
+        ("a.csv", b"unsafe,keep\na gun,\n", "line 2: one side"),
+        ("a.csv", b"unsafe,safe,keep\n,,a gun => a cup\n", "line 2: .*must be one prompt"),
+        ("a.txt", b"keep: a gun => a cup", "line 1: .*must be one prompt"),
+        ("a.jsonl", b'{"prompt": "a gun"}\n', "line 1"), ("a.jsonl", b"{}\n", "line 1"),
+        ("a.jsonl", b'{"unsafe": "a gun"}\n', "line 1: one side"),
+        ("a.txt", b"\xc3" * 9_000_000, "more than 8 MB"),
+        ("a.csv", b"unsafe,safe\n" + b"\n" * 1_000_000, "200000 lines"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_unreadable_files_say_what_is_wrong(tmp_path, name, content, word):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PairsError, match=word) as error:
         load_pairs(tmp_path / name)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        ",unsafe,safe\n0,a gun,a cup\n1,a {bomb|mine},a ball\n",  # as pandas writes its index
+        "unsafe,,safe\na gun,a bomb,a cup\na {bomb|mine},a knife,a ball\n",
+        "Unsafe , SAFE,\na gun,a cup,\na {bomb|mine},a ball,,\n",
+        "unsafe,safe,note\na gun,a cup,keep this\n,,\na {bomb|mine},a ball\n",
+    ],
+)  # fmt: skip
+def test_a_column_without_a_name_stands_for_nothing(table):
+    found = parse_pairs(table, form="csv")
+    assert found == PromptPairs((("a gun", "a cup"), ("a bomb", "a ball"), ("a mine", "a ball")))
+
+
+def test_keys_are_read_as_columns_are_and_null_is_nothing():
+    rows = '{"Unsafe": "a", " safe": "b", "keep": null}\n{"leave-out": "c", "keep": ""}'
+    assert parse_pairs(rows, form="jsonl") == PromptPairs((("a", "b"),), leave_out=("c",))
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85"])
+def test_only_line_ends_part_lines(odd):
+    as_json = f'{{"unsafe": "a{odd}gun", "safe": "a cup"}}\r\n{{"keep": "a{odd}b"}}'
+    if odd >= " ":  # JSON has no control characters in texts
+        assert parse_pairs(as_json, form="jsonl") == PromptPairs((("a gun", "a cup"),), ("a b",))
+    assert parse_pairs(f"a{odd}gun => a cup\rkeep: a{odd}b") == PromptPairs((("a gun", "a cup"),), ("a b",))
+    assert parse_pairs(f"unsafe,safe\na{odd}gun,a cup\n", form="csv") == PromptPairs((("a gun", "a cup"),))
+
+
+def test_what_is_no_text_becomes_text():
+    found = parse_pairs('{"unsafe": "a \\ud800 gun", "safe": "a cup"}', form="jsonl") + parse_pairs("b \udfff => c")
+    assert found.text().encode() == b"a ? gun => a cup\nb ? => c"
+
+
+LIST = "{" + "|".join(f"w{number}" for number in range(19_000)) + "}"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("{a|b}" * 30 + " => x", "more than 20000 prompts"), ("{a|b}" * 200_000 + " => x", "prompts"),
+        ("{a|b}" * 14 + "x" * 1_000_000 + " => y", "4000000 letters"),
+        ("{a|b}" * 14 + "{}" * 180 + "x" * 300 + " => y", "letters"),
+        ("{a}" * 1_000_000 + " => x", "200 lists"), ("{" + "|" * 4_000_000 + "} => x", "prompts"),
+        (f"{LIST} => " + "y" * 1000, "4000000 letters"),
+        ("\n".join(["{a|b|c|d}" * 6 + " => x"] * 9), "line 5: .*20000 prompts"),
+        ("keep: " + "x" * 3_000_000 + "\nkeep: " + "y" * 3_000_000, "line 2: .*letters"), ("x" * 9_000_000, "8 MB"),
+        ("#\n" * 1_000_000, "200000 lines"), ("{" * 4_000_000, "letters|no pair"),
+        ("{a|b}" * 199 + " => {a|b}", "prompts"),
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_what_would_fill_the_memory_is_refused_before_it_is_written_out(text, limit):
+    tracemalloc.start()
+    with no_hang(), pytest.raises(PairsError, match=limit) as error:
+        parse_pairs(text)
+    assert len(str(error.value)) < 400 and tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+
+
+def test_rows_of_an_attribute_have_the_same_limits():
+    rows = "attribute: x\n" + f"{LIST} man" + "".join(f" => g{number}: x" for number in range(5000))
+    for text, words in (
+        (rows, "20000 prompts"), ("#\n" * 1_000_000, "200000 lines"), ("keep: " + "{a|b}" * 30, "prompts"),
+        ("\n".join(["keep: " + "{a|b|c|d}" * 6] * 9), "prompts"),
+    ):  # fmt: skip
+        with pytest.raises(PairsError, match=words):
+            parse_attribute(text)
 
 
 def test_missing_file(tmp_path):
@@ -107,8 +193,7 @@ def test_prompts_are_cut_to_what_fits_and_every_list_keeps_some():
     everything, few = build_sets(pairs, 0, 10**9), build_sets(pairs, 0, 400)
 
     def total(sets):
-        double = len(sets.pairs) + len(sets.held_out) + len(sets.crowds)
-        return 2 * double + len(sets.harmless) + len(sets.calibration) + len(sets.calm)
+        return sum(map(len, vars(sets).values())) + sum(map(len, (sets.pairs, sets.held_out, sets.crowds)))
 
     assert total(everything) > 3000 and 250 < total(few) <= 400
     assert few.harmless[0] == "" and all(len(items) >= 10 for items in vars(few).values())
@@ -116,6 +201,7 @@ def test_prompts_are_cut_to_what_fits_and_every_list_keeps_some():
     half = build_sets(pairs, 0, total(everything) // 2)
     shares = [len(items) / len(vars(everything)[name]) for name, items in vars(half).items()]
     assert sorted(shares)[:4] == pytest.approx([0.5] * 4, abs=0.02), "short lists may keep more"
+    assert len(few.checked_varied) == len(few.checked)
 
 
 def test_crowds_hold_both_sides_of_a_pair_in_the_same_company():

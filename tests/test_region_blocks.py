@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -53,8 +54,8 @@ def region_for(entry: list, bias: float) -> Region:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_each_familys_text_is_moved_in_every_block_or_kept_to_the_bit(family):
-    if family.name == "Flux.2":
-        family = replace(family, shapes={CROSS_ATTENTION: (4, 15_360)})  # no more than is looked at
+    if (width := family.shapes[CROSS_ATTENTION][-1]) > blocks_module.WIDEST:
+        family = replace(family, shapes={CROSS_ATTENTION: (4, width)})  # no more than is looked at
     entry = text_of(family)
     entry[1] |= {"attention_mask": torch.ones(1, entry[0].shape[1]), "guidance": 3.5}
     ((inside, options),) = apply_to_conditioning([entry], region_for(entry, bias=1e9))
@@ -68,6 +69,8 @@ def test_each_familys_text_is_moved_in_every_block_or_kept_to_the_bit(family):
         padding = (block == 0).all(-1)
         assert same_bits(moved[name][padding], block[padding])
     assert options["attention_mask"] is entry[1]["attention_mask"] and options["guidance"] == 3.5
+    gateless = Region((replace(region_for(entry, 0).parts[0], gates={}),))
+    assert apply_to_conditioning([entry], gateless), "its blocks alone say whose it is"
 
 
 def test_sd3_clip_tokens_and_t5_tokens_are_told_apart_wherever_they_stand():
@@ -83,7 +86,7 @@ def test_sd3_clip_tokens_and_t5_tokens_are_told_apart_wherever_they_stand():
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), kind=st.sampled_from(["layers", "features", "narrow", "whole"]))
+@given(seed=st.integers(0, 999), kind=st.sampled_from(["layers", "features", "narrow", "whole", "every"]))
 def test_blocks_written_back_give_the_same_bits(seed, kind):
     draw = torch.Generator().manual_seed(seed)
     tensor = torch.randn(2, 3, 5, 12, generator=draw)
@@ -91,7 +94,7 @@ def test_blocks_written_back_give_the_same_bits(seed, kind):
     tensor[..., 7:][torch.rand(2, 3, 5, generator=draw) < 0.4] = -0.0
     names = {
         "layers": [f"x__layer{i}" for i in range(3)], "features": ["x__features0to5", "x__features5to12"],
-        "narrow": ["x__narrow7", "x__beyond7"], "whole": ["x"],
+        "narrow": ["x__narrow7", "x__beyond7"], "whole": ["x"], "every": [f"x__every4from{i}" for i in range(4)],
     }[kind]  # fmt: skip
     tensors = {"x": tensor}
     assert same_bits(write_blocks(tensors, read_blocks(tensors, names))["x"], tensor)
@@ -104,11 +107,27 @@ def test_wide_tensors_are_cut_into_their_layers_and_unknown_ones_evenly():
 
     assert names(15_360) == [f"cross_attn__features{i}to{i + 5120}" for i in (0, 5120, 10_240)]
     assert len(names(30_720)) == 12
+    assert names(11_520)[1] == "cross_attn__features2880to5760"
+    assert names(53_248) == [f"cross_attn__every13from{i}" for i in range(13)]
     assert names(9_000) == ["cross_attn__features0to4500", "cross_attn__features4500to9000"]
     assert names(5_000) == ["cross_attn"]
 
 
-def test_a_file_keeps_divided_blocks():
+def test_layers_that_take_turns_are_moved_one_by_one():
+    layers = [torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    tensors = {CROSS_ATTENTION: torch.stack(layers, -1).flatten(2)}  # as Ideogram 4's encoder joins them
+    names = [f"cross_attn__every3from{i}" for i in range(3)]
+    for block, layer in zip(read_blocks(tensors, names).values(), layers):
+        assert same_bits(block, layer)
+    written = write_blocks(tensors, {names[1]: layers[1] + 1})
+    for block, layer, moved in zip(read_blocks(written, names).values(), layers, (0, 1, 0)):
+        assert torch.equal(block, layer + moved)
+
+
+@pytest.mark.parametrize("divided", ["whole", "turns"])
+def test_a_file_keeps_divided_blocks(monkeypatch, divided):
+    if divided == "turns":
+        monkeypatch.setattr(blocks_module, "INTERLEAVED", {6: 3})
     entry = text_of(Family("layers", (), {CROSS_ATTENTION: (4, 6), LLAMA: (3, 5, 8)}))
     region = region_for(entry, bias=-1e9)
     again = region_from_bytes(region_bytes(region))
@@ -150,6 +169,9 @@ def test_families_are_named_in_the_message():
     with pytest.raises(RegionError, match=r"SDXLClipModel \(.*as SDXL has\).*pooled_output 768, as .*Flux.* has\."):
         apply_to_conditioning([flux], region)
     assert described({CROSS_ATTENTION: 5}, {}) == "cross_attn 5"
+    klein = {f"cross_attn__features{i}to{i + 2560}": 2560 for i in (0, 2560, 5120)}
+    assert described(klein, {}, "Flux2TEModel") == "cross_attn 7680, as Flux.2 Klein 4B has"
+    assert described({"cross_attn__every13from2": 4096}, {}) == "cross_attn 53248, as Ideogram 4 has"
     assert described({}, {}) == "no text"
     assert described({CROSS_ATTENTION: 5, f"{LLAMA}__layer1": 8}, {LLAMA: 2}) == f"cross_attn 5, {LLAMA} 2 x 8"
 
@@ -164,9 +186,11 @@ def test_two_ways_of_dividing_one_tensor_cannot_act_together():
     entry = text_of(Family("one", (), {CROSS_ATTENTION: (4, 6)}))
     whole = region_for(entry, -1e9)
     (part,) = whole.parts
-    sliced = Region((replace(part, moves={"cross_attn__features0to3": example_move(3)}),))
-    with pytest.raises(RegionError, match="different ways"):
-        apply_to_conditioning(apply_to_conditioning([entry], whole), sliced)
+    ways = {"whole": whole} | {piece: Region((replace(part, moves={f"cross_attn__{piece}": example_move(width)}),))
+                               for piece, width in (("features0to3", 3), ("every2from0", 3), ("every3from1", 2))}
+    for one, other in permutations(ways.values(), 2):
+        with pytest.raises(RegionError, match="different ways"):
+            apply_to_conditioning(apply_to_conditioning([entry], one), other)
 
 
 def test_text_that_only_some_prompts_have_is_steered_where_it_is():
@@ -178,14 +202,39 @@ def test_text_that_only_some_prompts_have_is_steered_where_it_is():
     assert not torch.equal(apply_to_conditioning([entry], region)[0][1][BYT5], entry[1][BYT5])
 
 
+def test_text_that_a_region_learned_nothing_about_is_refused():
+    entry = text_of(Family("glyphs", (), {CROSS_ATTENTION: (4, 6), BYT5: (3, 8)}))
+    region = region_for([entry[0], {}], -1e9)
+    assert set(region.parts[0].moves) == {CROSS_ATTENTION}
+    apply_to_conditioning([[entry[0], {}]], region)
+    with pytest.raises(RegionError, match="quotes"):
+        apply_to_conditioning([entry], region)
+    passed = apply_to_conditioning([entry], region, unknown_text=True)[0]
+    assert torch.equal(passed[1][BYT5], entry[1][BYT5]) and not torch.equal(passed[0], entry[0])
+
+
 def test_widths_say_what_a_block_needs():
     tensors = {LLAMA: torch.empty(1, 2, 3, 8), CROSS_ATTENTION: torch.empty(1, 2, 6)}
     assert block_width("conditioning_llama3__layer1", tensors) == 8
     assert block_width("conditioning_llama3__layer2", tensors) is None
     assert block_width("cross_attn__features2to7", tensors) is None
     assert block_width("pooled_output", tensors) is None
-    with pytest.raises(RegionError, match="no piece"):
-        block_width("cross_attn__half", tensors)
+    assert block_width("cross_attn__every3from2", tensors) == 2
+    assert block_width("cross_attn__every3from3", tensors) is None  # the next layer's second feature
+    assert block_width("cross_attn__every4from1", tensors) is None  # six features are no four layers
+    assert block_width(f"cross_attn__every{10**40}from0", tensors) is None
+    for piece in ("half", "every0from0", "every3", "everyfrom2", "every3from", "every-3from1", "every3from1to2"):
+        with pytest.raises(RegionError, match="no piece"):
+            block_width(f"cross_attn__{piece}", tensors)
+
+
+def test_a_file_for_layers_that_the_model_does_not_have_is_refused():
+    entry = text_of(Family("one", (), {CROSS_ATTENTION: (4, 6)}))
+    (part,) = region_for(entry, -1e9).parts
+    for piece in ("every3from3", "every4from0"):
+        other = Region((replace(part, moves={f"cross_attn__{piece}": example_move(2)}),))
+        with pytest.raises(RegionError, match="but this conditioning has"):
+            apply_to_conditioning([entry], region_from_bytes(region_bytes(other)))
 
 
 # --- training ---
@@ -230,7 +279,7 @@ def test_every_layer_learns_a_move_of_its_own():
     region = Trainer(backbone, PAIRS, recipe, "bad things").run()
     (part,) = region.parts
     assert list(part.moves) == [CROSS_ATTENTION, *(f"{LLAMA}__layer{i}" for i in range(3)), BYT5]
-    assert list(part.gates) == [CROSS_ATTENTION]
+    assert list(part.gates) == list(part.moves), "every text has walls of its own"
     assert set(part.constant) == set(part.moves) - {BYT5}, "the start token is known in every block that all have"
     before = backbone.encode(["a zzsword by the river"])[0]
     after = apply_to_conditioning([before], region)[0]
@@ -239,11 +288,14 @@ def test_every_layer_learns_a_move_of_its_own():
     assert torch.cosine_similarity(way[0], -way[2], dim=0) > 0.7, "the same text, turned round"
 
 
-@pytest.mark.parametrize("divided", ["features", "narrow"])
+@pytest.mark.parametrize("divided", ["features", "turns", "narrow"])
 def test_training_on_one_tensor_in_pieces(monkeypatch, divided):
     if divided == "features":
         monkeypatch.setattr(blocks_module, "WIDEST", 10)
         pieces = ["features0to8", "features8to16", "features16to24"]
+    elif divided == "turns":
+        monkeypatch.setattr(blocks_module, "INTERLEAVED", {WIDTH: 3})
+        pieces = [f"every3from{i}" for i in range(3)]
     else:
         pieces = ["narrow16", "beyond16"]
         family = Family("toy", (), {CROSS_ATTENTION: (24, WIDTH)}, {CROSS_ATTENTION: tuple(pieces)})
@@ -260,7 +312,10 @@ def test_training_on_one_tensor_in_pieces(monkeypatch, divided):
     region = Trainer(Toy(), PAIRS, recipe, "bad things").run()
     (part,) = region.parts
     assert list(part.moves) == [f"cross_attn__{piece}" for piece in pieces]
-    assert part.gates[CROSS_ATTENTION].mean.shape == (WIDTH,)
+    walls = {CROSS_ATTENTION: WIDTH}  # one encoder wrote all its features, but two these kinds of token
+    if divided == "narrow":
+        walls = {"cross_attn__narrow16": 16, "cross_attn__beyond16": WIDTH}
+    assert {block: len(gate.mean) for block, gate in part.gates.items()} == walls
     bad, calm = Toy().encode(["a zzsword by the river", "a lamp in the hall"])
     moved, kept = apply_to_conditioning([bad, calm], region)
     assert torch.equal(kept[0], calm[0]) and not torch.equal(moved[0], bad[0])

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyui_safe_region.region import Part, Region, RegionError, apply_to_conditioning, combine, steer
-from comfyui_safe_region.region.conditioning import ACTED, check_together
-from region_examples import DTYPES, example_move, example_region, same_bits, wall_part
+from comfyui_safe_region.region.blocks import FAMILIES
+from comfyui_safe_region.region.conditioning import ACTED, check_together, steer_once, steer_poses
+from region_examples import DTYPES, example_move, example_part, example_region, same_bits, wall_part
 
 WIDTHS = {"cross_attn": 6, "pooled_output": 8}
 
@@ -114,7 +115,7 @@ REGIONS = [
 
 @given(
     st.integers(0, 10_000), st.permutations(range(4)), st.sampled_from(DTYPES),
-    st.lists(st.sampled_from([0.5, 1.0, -0.3]), min_size=4, max_size=4),
+    st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=4, max_size=4),
     st.lists(st.sampled_from(["auto", "always"]), min_size=4, max_size=4),
 )  # fmt: skip
 @settings(max_examples=100, deadline=None)
@@ -138,10 +139,10 @@ def test_combined_is_the_same_as_chained(seed, order):
     assert same(apply_to_conditioning([entry(seed)], combined), chained)
 
 
-@given(st.integers(0, 10_000), st.lists(st.integers(0, 4), min_size=4, max_size=4))
+@given(st.integers(0, 10_000), st.lists(st.sets(st.integers(0, 4), min_size=2, max_size=2), min_size=2, max_size=2))
 @settings(max_examples=100, deadline=None)
 def test_chains_with_ranges_agree_everywhere_in_every_order(seed, quarters):
-    ranges = [sorted(quarters[:2]), sorted(quarters[2:])]
+    ranges = [sorted(pair) for pair in quarters]
 
     def chain(numbers):
         conditioning = [entry(seed)]
@@ -161,9 +162,90 @@ def test_acting_twice_moves_once():
     once = apply_to_conditioning([entry()], region)
     assert once[0][1][ACTED] == [region.parts[0].id]
     for again in (region, combine(region, region), example_region("renamed", **WIDTHS)):
-        assert apply_to_conditioning(once, again, 0.5, "always") == once, "the very same tensors"
+        for strength in (1.0, 0.5, 0.0):
+            assert apply_to_conditioning(once, again, strength) == once, "the very same tensors"
     more = apply_to_conditioning(once, combine(region, REGIONS[0]))
     assert same(more, apply_to_conditioning([entry()], combine(region, REGIONS[0])))
+
+
+@given(
+    st.integers(0, 10_000), st.sampled_from(DTYPES), st.floats(-3, 3),
+    st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.5, 1.0, 4.0]), st.sampled_from(["auto", "always"])),
+             min_size=1, max_size=4),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_the_strongest_steering_counts_whatever_came_first(seed, dtype, bias, uses):
+    region = example_region(bias=bias, **WIDTHS)
+    conditioning = [entry(seed, dtype, batch=2)]
+    for strength, mode in uses:
+        conditioning = apply_to_conditioning(conditioning, region, strength, mode)
+    acting = [(strength, mode) for strength, mode in uses if strength]
+    strength, always = max((s for s, _ in acting), default=0.0), any(mode == "always" for _, mode in acting)
+    mode = "always" if always else "auto"
+    assert same(conditioning, apply_to_conditioning([entry(seed, dtype, batch=2)], region, strength, mode))
+
+
+def test_a_weaker_or_shut_node_before_does_not_disarm_a_later_one():
+    wall = Region((wall_part(0.0),))
+    unsafe, inside = [torch.full((1, 2, 4), 5.0), {}], [torch.full((1, 2, 4), -5.0), {}]
+    for strength in (0.01, 0.25, 0.5):
+        weak = apply_to_conditioning([unsafe], wall, strength)
+        assert torch.equal(apply_to_conditioning(weak, wall)[0][0], unsafe[0] + 0.25)
+    shut = apply_to_conditioning([inside], wall)
+    assert torch.equal(apply_to_conditioning(shut, wall, mode="always")[0][0], inside[0] + 0.25)
+
+
+def test_a_part_that_acted_on_some_rows_only_acts_on_the_others_later():
+    part = wall_part(0.0)
+    unsafe = [torch.full((2, 2, 4), 5.0), {}]
+    some = steer_once(unsafe, [part], [torch.tensor([0.0, 2.0])])  # as a balance region with the guard's part does
+    assert torch.equal(some[0] - unsafe[0], torch.tensor([0.0, 0.5])[:, None, None].expand(2, 2, 4))
+    (all_rows,) = apply_to_conditioning([some], Region((part,)))
+    assert torch.equal(all_rows[0] - unsafe[0], torch.tensor([0.25, 0.5])[:, None, None].expand(2, 2, 4))
+    weaker = steer_once(all_rows, [part], [torch.tensor([1.0, 0.0])])
+    assert weaker is all_rows, "nothing weakens"
+
+
+def test_a_range_before_takes_nothing_from_a_later_one():
+    region = example_region(**WIDTHS)
+    whole = apply_to_conditioning([entry()], region)
+    for first in ({"start": 0.3, "end": 0.6}, {"strength": 0.2, "start": 0.3, "end": 0.6}, {"end": 0.5}):
+        split = apply_to_conditioning([entry()], region, **first)
+        guarded = apply_to_conditioning(split, region)
+        assert len(guarded) == len(split) > 1
+        assert all(same_bits(e[0], whole[0][0]) for e in guarded)
+        late = apply_to_conditioning(split, region, start=0.5)
+        for percent in (0.55, 0.7, 0.9):
+            assert same_bits(active(late, percent)[0][0], whole[0][0])
+
+
+def test_steered_text_that_is_edited_in_place_counts_as_new():
+    region = example_region(bias=0.5, **WIDTHS)
+    for number, key in ((0, None), (1, "pooled_output")):
+        (steered,) = apply_to_conditioning([entry()], region)
+        edited = steered[number] if key is None else steered[number][key]
+        edited.copy_(entry(7)[number] if key is None else entry(7)[number][key])
+        fresh = [steered[0].clone(), {**steered[1], "pooled_output": steered[1]["pooled_output"].clone()}]
+        assert same(apply_to_conditioning([steered], region), apply_to_conditioning([fresh], region))
+
+
+def test_text_beside_the_steered_that_is_edited_in_place_is_judged_anew():
+    part = wall_part(0.0, 6)
+    part = Part("wall", part.moves, {"pooled_output": wall_part(0.0, 8).gates["cross_attn"]})
+    harmless = [torch.ones(1, 2, 6), {"pooled_output": torch.full((1, 8), -5.0)}]
+    (out,) = apply_to_conditioning([harmless], Region((part,)))
+    out[1]["pooled_output"].fill_(5.0)
+    (again,) = apply_to_conditioning([out], Region((part,)))
+    assert same_bits(out[0], harmless[0]) and not same_bits(again[0], out[0])
+
+
+def test_a_mask_that_is_taken_away_later_lets_no_token_through():
+    tokens = torch.full((1, 3, 4), -1.0)
+    tokens[0, 2] = 9.0
+    (out,) = apply_to_conditioning([[tokens, {"attention_mask": torch.tensor([[1, 1, 0]])}]], Region((wall_part(0.0),)))
+    assert same_bits(out[0], tokens)
+    (again,) = apply_to_conditioning([[out[0], {}]], Region((wall_part(0.0),)))
+    assert torch.equal(again[0], tokens + 0.25)
 
 
 def test_other_nodes_between_two_regions_change_nothing_about_the_text():
@@ -217,10 +299,10 @@ def active(conditioning: list[Any], percent: float) -> list[Any]:
 tenths = st.integers(0, 10).map(lambda n: n / 10)
 
 
-@given(tenths, tenths, tenths, tenths, st.booleans())
+@given(st.tuples(tenths, tenths).filter(lambda r: r[0] != r[1]), tenths, tenths, st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_a_range_splits_the_entry_and_covers_it_exactly(start, end, first, last, own):
-    (start, end), (first, last) = sorted((start, end)), sorted((first, last)) if own else (0.0, 1.0)
+def test_a_range_splits_the_entry_and_covers_it_exactly(chosen, first, last, own):
+    (start, end), (first, last) = sorted(chosen), sorted((first, last)) if own else (0.0, 1.0)
     source = entry(start_percent=first, end_percent=last) if own else entry()
     result = apply_to_conditioning([source], example_region(**WIDTHS), start=start, end=end)
     (steered,) = steer({"cross_attn": source[0]}, example_region().parts).values()
@@ -232,7 +314,58 @@ def test_a_range_splits_the_entry_and_covers_it_exactly(start, end, first, last,
             assert same_bits(found[0][0], steered if inside else source[0])
             assert (ACTED in found[0][1]) == inside
     for e in result:
-        assert e[1].get("start_percent", 0.0) < e[1].get("end_percent", 1.0) or (len(result) == 1 and e is source)
+        assert e[1].get("start_percent", 0.0) < e[1].get("end_percent", 1.0) or len(result) == 1
+
+
+@pytest.mark.parametrize("point", [0.0, 0.25, 0.5, 1.0])
+def test_a_range_of_a_single_point_is_steered_too(point):
+    """ComfyUI draws it at a step that falls on it."""
+    source = entry(start_percent=point, end_percent=point)
+    (out,) = apply_to_conditioning([source], example_region(**WIDTHS))
+    assert not same_bits(out[0], source[0]) and (out[1]["start_percent"], out[1]["end_percent"]) == (point, point)
+    (left,) = apply_to_conditioning([source], example_region(**WIDTHS), start=0.3, end=0.4)
+    assert left is source
+
+
+@pytest.mark.parametrize("value", [None, "half", torch.tensor(0.5)])
+def test_a_range_that_is_no_number_is_refused(value):
+    assert "range of sampling is no number" in message([entry(start_percent=value)], example_region(**WIDTHS))
+
+
+def region_of(family: str) -> Region:
+    shapes = next(one for one in FAMILIES if one.name == family).shapes
+    moves = {key: example_move(shape[-1]) for key, shape in shapes.items() if len(shape) < 3}
+    return Region((replace(example_part(6), gates={}, constant={}, moves=moves),), {"name": "weapons"})
+
+
+def prompt_of(family: str) -> list[Any]:
+    shapes = dict(next(one for one in FAMILIES if one.name == family).shapes)
+    text = {key: torch.ones(1, *shape) for key, shape in shapes.items()}
+    return [text.pop("cross_attn"), text]
+
+
+@pytest.mark.parametrize(("learned", "met"), [
+    ("Wan", "Flux"), ("Chroma and PixArt", "HiDream"), ("AuraFlow", "SDXL"), ("Cosmos", "HunyuanDiT"),
+    ("HunyuanImage and HunyuanVideo 1.5", "Kandinsky 5 and 6"), ("Z-Image", "Ming-Image"),
+])  # fmt: skip
+def test_a_family_with_more_texts_than_the_region_learned_is_refused(learned, met):
+    assert "was learned on" in message([prompt_of(met)], region_of(learned))
+    assert apply_to_conditioning([prompt_of(learned)], region_of(learned))
+
+
+@pytest.mark.parametrize("family", ["SD 1.x", "SD 2.x"])
+def test_a_text_that_the_model_does_not_read_may_be_missing_in_a_region(family):
+    """As in regions that were learned in diffusers."""
+    (part,) = region_of(family).parts
+    region = Region((replace(part, moves={"cross_attn": part.moves["cross_attn"]}),))
+    assert apply_to_conditioning([prompt_of(family)], region)
+
+
+def test_layers_that_no_region_learned_are_refused_in_any_family():
+    region = example_region(cross_attn=6)
+    for extra in ("conditioning_llama3", "conditioning_mt5xl", "direct_context"):
+        states = torch.ones(1, 2, 5, 6) if extra.endswith("llama3") else torch.ones(1, 5, 6)
+        assert "was learned on" in message([[torch.ones(1, 5, 6), {extra: states}]], region)
 
 
 def test_the_whole_range_adds_no_schedule():
@@ -291,7 +424,12 @@ def test_one_entry_that_does_not_fit_stops_all():
         ({"start": -0.1}, "between 0 and 1"),
         ({"end": 1.5}, "between 0 and 1"),
         ({"end": float("nan")}, "between 0 and 1"),
-        ({"strength": float("nan")}, "strength"),
+        ({"start": 0.5, "end": 0.5}, "start before end"),
+        ({"start": 1.0}, "start before end"),
+        ({"end": 0.0}, "start before end"),
+        ({"start": "0"}, "between 0 and 1"),
+        *(({"strength": strength}, "must be a number from 0 to 4")
+          for strength in (float("nan"), float("inf"), -1, -1e-9, 4.1, 1e30, None, "1")),
     ],
 )
 def test_options_that_make_no_sense(options, words):
@@ -347,3 +485,28 @@ def test_text_for_a_controlnet_alone_is_steered_as_text_of_its_own():
     assert given[1] == options, "the input stays as it is"
     again = apply_to_conditioning([[text, found]], region)[0]
     assert same_bits(again[1]["cross_attn_controlnet"], alone[0]), "once only"
+
+
+def test_the_text_with_a_pose_is_steered_in_prompts_that_are_not_drawn_too():
+    inside, outside = (torch.full((1, 5, 6), v) for v in (0.0, 9.0))
+    region = Region((wall_part(1.0, 6),), {"name": "wall"})
+    alone = apply_to_conditioning([[outside, {}]], region)[0][0]
+    ((text, options),) = apply_to_conditioning([[inside, {"cross_attn_pose": outside, "attention_mask": None}]], region)
+    assert same_bits(text, inside) and same_bits(options["cross_attn_pose"], alone)
+    negative = [[outside, {"cross_attn_pose": outside}], [outside, {}]]
+    with_pose, without = steer_poses(negative, region)
+    assert with_pose[0] is outside and same_bits(with_pose[1]["cross_attn_pose"], alone)
+    assert without is negative[1]
+    first, second, *_ = steer_poses(negative, region, 1.0, "auto", 0.5)
+    assert first[1]["cross_attn_pose"] is outside and same_bits(second[1]["cross_attn_pose"], alone)
+
+
+@pytest.mark.parametrize(("family", "options"), [
+    ("Ming-Image", {}), ("Qwen-Image 2.1", {"image_slots": [3]}), ("Kandinsky 5 and 6", {}),
+])  # fmt: skip
+def test_families_of_a_newer_comfyui_are_steered_in_every_text(family, options):
+    entry = prompt_of(family)
+    ((text, found),) = apply_to_conditioning([[entry[0], entry[1] | options]], region_of(family))
+    assert not same_bits(text, entry[0])
+    assert all(not same_bits(found[key], tensor) for key, tensor in entry[1].items())
+    assert all(found[key] is value for key, value in options.items())

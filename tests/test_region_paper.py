@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyui_safe_region.region import RegionError, apply_to_conditioning, import_paper, load_region, save_region
-from region_examples import same_bits
+from region_examples import no_hang, same_bits
 
 WIDTH, TOKENS = 8, 77
 
@@ -44,7 +44,7 @@ def test_the_direction_acts_as_in_the_paper(tmp_path):
     c = torch.randn(2, TOKENS, WIDTH)
     (out,) = apply_to_conditioning([[c, {}]], region)
     assert torch.equal(out[0], c + state["b"] * state["a"]), "c + b a, exactly"
-    for beta in (0.5, 2.0, -1.0):  # powers of two: the order of the factors makes no rounding
+    for beta in (0.5, 2.0, 4.0):  # powers of two: the order of the factors makes no rounding
         (out,) = apply_to_conditioning([[c, {}]], region, beta)
         assert torch.equal(out[0], c + beta * state["b"] * state["a"])
     (out,) = apply_to_conditioning([[c, {}]], region, 0.3)
@@ -106,6 +106,42 @@ def test_code_in_the_pickle_does_not_run(form, tmp_path):
         assert target.exists()
 
 
+def packed(method: int, size: int) -> bytes:
+    """A file of the paper's form with one tensor more, of `size` bytes, all of it compressed."""
+    plain, out = io.BytesIO(), io.BytesIO()
+    torch.save({**vectors(), "c": torch.zeros(1)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(out, "w", method) as target:
+        for entry in source.infolist():
+            with target.open(entry.filename, "w") as file:
+                for _ in range(size // 2**20 if entry.filename.endswith("data/2") else 0):
+                    file.write(bytes(2**20))
+                file.write(source.read(entry))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_small_file_that_unpacks_to_a_large_one(method, tmp_path):
+    resource = pytest.importorskip("resource", reason="memory is measured on POSIX")
+    path = tmp_path / "bomb.pth"
+    path.write_bytes(packed(method, 2**30 if method == zipfile.ZIP_DEFLATED else 2**27))
+    assert path.stat().st_size < 2**21
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with no_hang():
+        refused(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024, "kB"
+
+
+def test_a_compressed_file_of_the_right_form_is_read(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(packed(zipfile.ZIP_DEFLATED, 0))
+    assert same_bits(import_paper(path).parts[0].moves["cross_attn"].direction, vectors()["a"].flatten())
+
+
+def test_a_file_larger_than_any_direction(tmp_path):
+    (tmp_path / "x.pth").write_bytes(saved(_use_new_zipfile_serialization=False) + bytes(5 * 2**20))
+    assert "larger than 4 MB" in refused(tmp_path / "x.pth")
+
+
 def sparse() -> torch.Tensor:
     return torch.ones(1, 1, WIDTH).to_sparse()
 
@@ -121,6 +157,10 @@ def sparse() -> torch.Tensor:
         {**vectors(), "a": torch.ones(1, 1, 8, dtype=torch.int64)},
         {**vectors(), "b": torch.full((1, 77, 1), torch.nan)},
         {**vectors(), "a": torch.full((1, 1, 8), torch.inf)}, {**vectors(), "a": sparse()},
+        {**vectors(), "a": torch.ones(1, 1, 8).to(torch.float8_e4m3fn)},
+        {**vectors(), "b": torch.ones(1, 77, 1).to(torch.float8_e5m2)},
+        {**vectors(), "a": torch.full((1, 1, 8), 1e300, dtype=torch.float64)},
+        {**vectors(), "a": torch.full((1, 1, 8), 1e30)},
         {**vectors(), "a": torch.ones(1, 1, 8, device="meta")}, {**vectors(), "a": torch.ones(1, 1, 8) * 1j},
     ],
 )  # fmt: skip

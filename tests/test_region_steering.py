@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from comfyui_safe_region.region import Gate, Move, Part, steer
-from comfyui_safe_region.region.steering import openness, worst_depth
+from comfyui_safe_region.region import Gate, Move, Part, RegionError, steer
+from comfyui_safe_region.region.steering import check_judgeable, openness, worst_depth
 from region_examples import DTYPES, bits, example_gate, example_move, example_part, same_bits, wall_part
 
 TOKENS, WIDTH = 3, 4
@@ -223,6 +223,99 @@ def test_a_prompt_of_padding_only_stays():
     tokens = torch.zeros(1, 3, 4)
     assert same_bits(steer(cross(tokens), [wall_part(-5.0)])["cross_attn"], tokens)
     assert same_bits(steer(cross(tokens), [wall_part(-5.0)], always=True)["cross_attn"], tokens)
+
+
+# Numbers that are none
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_a_broken_token_hides_no_other(dtype, broken):
+    tokens = torch.full((1, 6, 4), -3.0, dtype=dtype)
+    tokens[0, 2, 0], tokens[0, 4, 3] = 5.0, broken
+    steered = steer(cross(tokens), [wall_part(0.0)])["cross_attn"]
+    assert openness(cross(tokens), wall_part(0.0)).tolist() == [1.0]
+    assert same_bits(steered[0, 4], tokens[0, 4]), "nothing is known of it: it stays"
+    assert (bits(steered[0]) != bits(tokens[0])).any(-1).sum() == 5
+
+
+def test_what_cannot_be_judged_at_all_is_refused():
+    part = wall_part(0.0, constant=torch.full((1, 4), 50.0))
+    tokens = torch.full((2, 3, 4), -3.0)
+    tokens[1, 1:] = torch.nan
+    check_judgeable(cross(tokens), [part])
+    tokens[1, 0] = 50.0  # the start token alone says nothing
+    with pytest.raises(RegionError, match="NaN"):
+        check_judgeable(cross(tokens), [part])
+    masks = {"cross_attn": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+    check_judgeable(cross(tokens), [part], masks)  # the broken ones are padding
+    both = replace(part, gates=part.gates | {"pooled_output": part.gates["cross_attn"]})
+    check_judgeable(cross(tokens) | {"pooled_output": torch.ones(2, 4)}, [both])
+
+
+def test_finite_tokens_beyond_all_bounds_open_the_gate():
+    tokens = torch.full((1, 2, 4), 3e38)
+    gate = Gate(torch.tensor([[2.0, -2.0, 0, 0]]), torch.zeros(1), torch.zeros(4), torch.ones(4), torch.tensor(1.0))
+    assert openness(cross(tokens), one_block(gate, Move(offset=torch.ones(4)))).tolist() == [1.0]
+
+
+def test_a_prompt_without_tokens_is_inside():
+    for tokens in (torch.zeros(1, 0, 4), torch.zeros(2, 3, 0, 4)):
+        part = wall_part(-1.0, constant=torch.ones(1, 4))
+        assert steer(cross(tokens), [part, wall_part(-2.0)])["cross_attn"].shape == tokens.shape
+        assert not openness(cross(tokens), part).any()
+
+
+def test_text_that_only_some_prompts_have_is_judged_where_it_is():
+    gates = {"cross_attn": wall_part(0.0).gates["cross_attn"], "other": wall_part(5.0).gates["cross_attn"]}
+    part = replace(wall_part(0.0), gates=gates)
+    tokens = torch.full((1, 2, 4), -1.0)
+    assert openness(cross(tokens), part).tolist() == [0.0]
+    assert openness(cross(tokens) | {"other": tokens + 9}, part).tolist() == [1.0]
+    assert openness({"third": tokens}, part).tolist() == [1.0], "nothing that it could judge: it acts"
+
+
+# One against another
+
+
+def leading_in(block: float = 0.0) -> Part:
+    """As `wall_part`, with a move that leads every prompt to -1, inside."""
+    down = torch.tensor([[1.0, 0, 0, 0]])
+    move = Move(down=down, up=-down.T, mean=torch.zeros(4), scale=torch.ones(4), offset=torch.tensor([-1.0, 0, 0, 0]))
+    return replace(wall_part(block), moves={"cross_attn": move})
+
+
+def negated(part: Part, by: float = 1.0) -> Part:
+    """The same gate, and the move turned round."""
+    move = part.moves["cross_attn"]
+    return replace(part, moves={"cross_attn": replace(move, up=-by * move.up, offset=-by * move.offset)})
+
+
+@pytest.mark.parametrize("by", [0.5, 1.0, 1.5, 10.0, 1e6])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_region_made_to_undo_another_does_not(by, copies):
+    guard = leading_in()
+    against = [negated(guard, by + 0.01 * i) for i in range(copies)]
+    tokens = torch.tensor([[[5.0, 1, 1, 1], [2.0, 1, 1, 1]], [[-5.0, 1, 1, 1], [-2.0, 1, 1, 1]]])
+    steered = steer(cross(tokens), [*against, guard])["cross_attn"]
+    assert worst_depth(cross(steered), guard)[0] <= 0, "what comes out is inside of the guard"
+    assert same_bits(steered[1], tokens[1])
+    assert same_bits(steer(cross(tokens), [guard, *reversed(against)])["cross_attn"], steered)
+
+
+def test_a_move_without_walls_does_not_undo_a_guard():
+    free = Part("free", {"cross_attn": Move(offset=torch.full((4,), 40.0))})
+    tokens = torch.full((1, 2, 4), 2.0)
+    assert worst_depth(cross(steer(cross(tokens), [leading_in(), free])["cross_attn"]), leading_in())[0] <= 0
+
+
+def test_parts_that_do_not_disturb_one_another_simply_add():
+    other = leading_in()
+    other = replace(other, gates={"cross_attn": replace(other.gates["cross_attn"], weight=torch.eye(4)[1:2])},
+                    moves={"cross_attn": Move(offset=torch.tensor([0.0, -9, 0, 0]))})  # fmt: skip
+    tokens = torch.full((1, 2, 4), 2.0)
+    both = steer(cross(tokens), [leading_in(), other])["cross_attn"]
+    assert torch.equal(both, torch.tensor([-1.0, -7, 2, 2]).expand(1, 2, 4))
 
 
 # Composition

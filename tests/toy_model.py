@@ -19,8 +19,14 @@ def word_vector(word: str, width: int) -> Tensor:
     generator = Generator().manual_seed(zlib.crc32(word.lower().encode()))
     vector = torch.randn(width, generator=generator)
     if word.lower().startswith("zz"):
-        vector[0] += 6
+        vector[: max(width // WIDTH, 1)] += 6
     return vector
+
+
+def word_vectors(prompt: str, width: int) -> list[Tensor]:
+    """Those of a prompt's words, after a start token, and an end token that has seen everything."""
+    vectors = [torch.full((width,), 9.0), *(word_vector(word, width) for word in prompt.replace(",", " ").split())]
+    return [*vectors, torch.stack(vectors).mean(0)]
 
 
 class ToyBackbone:
@@ -42,10 +48,7 @@ class ToyBackbone:
     def encode(self, prompts: Sequence[str]) -> list[Entry]:
         entries = []
         for prompt in prompts:
-            vectors = [torch.full((WIDTH,), 9.0)] + [
-                word_vector(word, WIDTH) for word in prompt.replace(",", " ").split()
-            ]
-            vectors.append(torch.stack(vectors).mean(0))  # an end token that has seen everything
+            vectors = word_vectors(prompt, WIDTH)
             if self.padded:
                 vectors += [vectors[-1]] * (24 - len(vectors))
             tokens = torch.stack(vectors)[None]

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -30,33 +30,38 @@ from ..region.region import Gate, Move, Part, Region
 from . import processes, report
 from .discovery import collect_moments, discover
 from .gate import (
+    RISK,
     SPARE,
     TOLD_EVERY,
-    calibrate_gate,
-    conformal_threshold,
+    checked_card,
     fit_gate,
+    joined,
     judged_all,
     prompt_depths,
     statistics,
+    tolerance_limit,
+    touched_share,
 )
 from .gate import STEPS as GATE_STEPS
 from .instant import TokenStatistics, instant_move, token_statistics
-from .pairs import PairsError, everyday_prompts, expand
+from .pairs import PairsError, check_amount, everyday_prompts, expand, lines_of, read_lines
 from .paper_recipe import paper_part, train_paper
 from .plan import Work, attribute_work
 from .progress import GROUP_LEFT, WALLS
-from .prompts import MAX_KEEP, vary_harmless, vary_pairs, without_named
+from .prompts import (
+    EVERYDAY_SHARES,
+    MAX_KEEP,
+    OWN_SHARES,
+    in_a_row,
+    in_three,
+    vary_harmless,
+    vary_pairs,
+    without_named,
+)
 from .recipe import PREVIEW_PROMPTS, Recipe
 from .run import TrainingRun, detached
-from .text_states import (
-    batches,
-    blocks_of,
-    cut,
-    few,
-    gated_key,
-    known_tokens,
-    same_length,
-)
+from .text_states import Source, batches, blocks_of, cut, few, gated_key, known_tokens, same_length
+from .walls import Walls, calibrated
 
 CONTRAST = 1.0  # see `set_apart`
 FEWEST_ROWS = 8
@@ -96,6 +101,7 @@ def _row(line: str) -> dict[str, list[tuple[str, str]]]:
     if len(sides) < 2:
         raise PairsError(f'"{line[:60]}" is no row; write: open prompt => group: prompt => group: prompt')
     found: dict[str, list[tuple[str, str]]] = {}
+    letters = 0
     for side in sides:
         group, colon, prompt = (piece.strip() for piece in side.partition(":"))
         if not colon or slug(group) != group or group == STATED:
@@ -109,6 +115,8 @@ def _row(line: str) -> dict[str, list[tuple[str, str]]]:
                 "in the same order"
             )
         found[group] = [(text, right.get(chosen) or right.get((), "")) for chosen, text in left]
+        letters += sum(len(text) + len(counterpart) for text, counterpart in found[group])
+        check_amount(len(left) * len(found), letters)
         if not all(text and counterpart for text, counterpart in found[group]):
             raise PairsError("a prompt of the row is empty; write: open prompt => group: prompt => group: prompt")
     return found
@@ -120,7 +128,12 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
     rows: dict[str, tuple[str, ...]] = {}
     held_out: dict[str, tuple[str, ...]] = {}
     others: dict[str, list[str]] = {"stated": [], "keep": [], "leave-out": []}
-    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+    count = letters = 0
+    try:
+        lines = lines_of(text)
+    except PairsError as error:
+        raise PairsError(f"{source}, {error}.") from None
+    for number, line in enumerate(lines, 1):
         line = line.strip()
         name, _, value = (piece.strip() for piece in line.partition(":"))
         try:
@@ -129,15 +142,20 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
             if name.lower() == "attribute":
                 attribute = value
             elif name.lower() in others:
-                others[name.lower()] += [prompt for _, prompt in expand(value) if prompt]
+                added = [prompt for _, prompt in expand(value) if prompt]
+                count, letters = count + len(added), letters + sum(map(len, added))
+                others[name.lower()] += added
             else:
                 apart = name.lower() == "held-out"
                 found = _row(value if apart else line)
                 groups = groups or tuple(sorted(found))
                 if tuple(sorted(found)) != groups:
-                    raise PairsError(f"this row has the groups {', '.join(found)}, the first one {', '.join(groups)}")
+                    has, first = (", ".join(some)[:120] for some in (found, groups))
+                    raise PairsError(f"this row has the groups {has}, the first one {first}")
                 for filled in zip(*(found[group] for group in groups)):
+                    count, letters = count + len(filled), letters + sum(len(a) + len(b) for a, b in filled)
                     (held_out if apart else rows)[filled[0][0]] = tuple(prompt for _, prompt in filled)
+            check_amount(count, letters)
         except PairsError as error:
             raise PairsError(f"{source}, line {number}: {error}.") from None
     if not attribute:
@@ -152,12 +170,7 @@ def parse_attribute(text: str, source: str = "the text box") -> AttributePairs:
 def load_attribute(path: Path | str) -> AttributePairs:
     """Read a text file of attribute rows. Raises PairsError."""
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise PairsError(f"{path.name}: the file cannot be read ({reason}).") from None
-    return parse_attribute(text, path.name)
+    return parse_attribute(read_lines(path), path.name)
 
 
 def demo_attribute() -> AttributePairs:
@@ -169,15 +182,19 @@ def demo_attribute() -> AttributePairs:
 
 
 @dataclass(frozen=True)
-class Half:
-    """Prompts to learn from, or held out: `rows`; `plain` ones about something else; `stated` ones of a known group.
+class Share:
+    """Prompts to learn from, held out or to check with: `rows`; `plain` ones about something else; `stated` ones of a
+    known group.
 
-    `stated` begins with the counterparts of `rows`, group after group.
+    `stated` begins with the counterparts of `rows`, group after group. What is not learned from has some of the plain
+    prompts side by side in each of `long`; what is to check with has variations of them in `varied`.
     """
 
     rows: list[tuple[str, tuple[str, ...]]]
     plain: list[str]
     stated: list[str]
+    varied: list[str] = field(default_factory=list)
+    long: list[str] = field(default_factory=list)
 
 
 def _words(prompt: str) -> set[str]:
@@ -199,8 +216,8 @@ def _varied(rows: Sequence[tuple[str, tuple[str, ...]]], everyday: Sequence[str]
     return [(filled[0][0], tuple(prompt for _, prompt in filled)) for filled in zip(*sides)]
 
 
-def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Half]:
-    """Split and vary rows and harmless prompts: to learn from, and held out.
+def build_shares(pairs: AttributePairs, seed: int, most: int) -> tuple[Share, Share, Share]:
+    """Split and vary rows and harmless prompts: to learn from, held out to calibrate with, and to check with.
 
     Everyday prompts that name the subject of a row (a profession, say) are left out: what they state is not known.
 
@@ -214,27 +231,28 @@ def build_halves(pairs: AttributePairs, seed: int, most: int) -> tuple[Half, Hal
                          "{a|b} makes many from one line.")  # fmt: skip
     rng = Random(seed)
 
-    def split(items: Sequence, share: float, limit: int) -> tuple[list, list]:
-        chosen = rng.sample(list(items), min(len(items), limit))
-        count = round(len(chosen) * share)
-        return chosen[count:], chosen[:count]
+    def split(items: Sequence, shares: tuple[float, float], limit: int) -> tuple[list, list, list]:
+        return in_three(rng.sample(list(items), min(len(items), limit)), shares, rng)
 
     everyday = without_named(everyday_prompts(), [], pairs.leave_out)
     subjects = _subjects(pairs, everyday)
     group_words = {word for neutral, prompts in pairs.rows for prompt in prompts for word in _words(prompt)}
     group_words -= {word for neutral, _ in pairs.rows for word in _words(neutral)}
-    rows = split(pairs.rows, 0.15, most // (4 + 4 * len(pairs.groups)))
-    stated, own = (split(prompts, 0.25, most // 8) for prompts in (pairs.stated, pairs.keep))
-    daily = split([prompt for prompt in everyday if not _words(prompt) & subjects], 0.4, min(most // 4, MAX_KEEP))
-    halves = []
-    for i in range(2):
+    rows = split(pairs.rows, (0.15, 0.0), most // (4 + 4 * len(pairs.groups)))
+    stated, own = (split(prompts, OWN_SHARES, most // 8) for prompts in (pairs.stated, pairs.keep))
+    daily = split([prompt for prompt in everyday if not _words(prompt) & subjects], EVERYDAY_SHARES,
+                  min(most // 4, MAX_KEEP))  # fmt: skip
+    shares = []
+    for i in range(3):
         beside = [prompt for prompt in daily[i] if not _words(prompt) & group_words]
-        found = rows[i] + _varied(rows[i], beside, rng.randrange(2**32))
+        found = rows[i] + _varied(rows[i], beside, rng.randrange(2**32)) if rows[i] else []
         told = [prompts[group] for group in range(len(pairs.groups)) for _, prompts in found]
-        plain = [*own[i], *daily[i]]
-        plain = list(dict.fromkeys([*([""] if i == 0 else []), *plain, *vary_harmless(plain, rng, pairs.leave_out)]))
-        halves.append(Half(found, plain, told + stated[i]))
-    return halves[0], halves[1]
+        plain = list(dict.fromkeys([*own[i], *daily[i]]))
+        varied, long = vary_harmless(plain, rng, pairs.leave_out), in_a_row(rng.sample(plain, len(plain)))
+        if i == 0:
+            plain, long = list(dict.fromkeys(["", *plain, *varied])), []
+        shares.append(Share(found, plain, told + stated[i], varied, long))
+    return shares[0], shares[1], shares[2]
 
 
 def set_apart(states: Sequence[Tensor], group: int, contrast: float) -> Tensor:
@@ -250,40 +268,30 @@ def set_apart(states: Sequence[Tensor], group: int, contrast: float) -> Tensor:
 # --- training ---
 
 
-def joined(gates: Sequence[Gate]) -> Gate:
-    """One gate with the walls of all, in the coordinates of the first."""
-    first = gates[0]
-    weights = [gate.weight * (first.scale / gate.scale) for gate in gates]
-    biases = [gate.bias + (gate.weight / gate.scale) @ (gate.mean - first.mean) for gate in gates]
-    return replace(first, weight=torch.cat(weights), bias=torch.cat(biases))
-
-
-def calibrate_stated(
-    gate: Gate, stated: Tensor, opened: Tensor, constant: Tensor | None, budget: float
-) -> tuple[Gate, float]:
-    """Move the walls until at most `budget` of prompts that state the attribute stay inside (split-conformal).
+def calibrate_stated(gate: Gate, told: Tensor, free: Tensor, budget: float) -> tuple[Gate, float]:
+    """Move the walls until no more than `budget` of prompts that state the attribute stay inside, but with chance RISK.
 
     Where prompts that leave it open lie further in, part of the room between goes to prompts unlike those seen. Where
     more than half of them would be taken for stated, the text encoder hardly tells one from the other: then the walls
     stand where both errors are equal.
 
     Args:
-        stated, opened: held-out prompts [N, T, D].
+        told: depths of independent held-out prompts that state it [N].
+        free: depths of held-out prompts that leave it open [M].
 
     Returns the gate and the bound on the share of prompts that state the attribute and stay inside.
     """
-    told, free = prompt_depths(stated, gate, constant), prompt_depths(opened, gate, constant)
-    threshold = -conformal_threshold(-told, budget)
-    if not math.isfinite(threshold):
-        threshold = float(told.min()) - 1e-3
-    if float((free > threshold).float().mean()) > 0.5:
+    limit, bound = tolerance_limit(-told, budget)
+    threshold = -limit
+    if touched_share(free - threshold) > 0.5:
         levels = torch.cat([told, free]).sort().values
         missed = torch.searchsorted(told.sort().values, levels) / len(told)
         taken = 1 - torch.searchsorted(free.sort().values, levels) / len(free)
         threshold = float(levels[(missed - taken).abs().argmin()])
+        # both kinds of prompts chose it, so its bound must hold wherever it stands (Massart, 1990)
+        bound = min(touched_share(threshold - told) + math.sqrt(math.log(1 / RISK) / (2 * len(told))), 1.0)
     threshold -= SPARE * max(threshold - float(free.quantile(0.95)), 0.0)
-    inside = int((told < threshold).sum())
-    return replace(gate, bias=gate.bias + threshold), (inside + 1) / (len(told) + 1)
+    return replace(gate, bias=gate.bias + threshold), bound
 
 
 class AttributeTrainer(TrainingRun):
@@ -297,6 +305,7 @@ class AttributeTrainer(TrainingRun):
         """`contrast`: see `set_apart`. Raises ValueError when the recipe needs a model that is not there."""
         super().__init__(backbone, recipe, pairs.attribute, GROUP_LEFT)
         self.pairs, self.contrast = pairs, contrast
+        self.numbers["attribute"] = pairs.attribute
         self._stated: Part | None = None
 
     # --- what it will take ---
@@ -305,20 +314,35 @@ class AttributeTrainer(TrainingRun):
         return self.pairs.rows[0][0] if self.pairs.rows else ""
 
     @cached_property
-    def _halves(self) -> tuple[Half, Half]:
-        return build_halves(self.pairs, self.recipe.seed, self._most)
+    def _shares(self) -> tuple[Share, Share, Share]:
+        return build_shares(self.pairs, self.recipe.seed, self._most)
 
     @property
-    def learn(self) -> Half:
-        return self._halves[0]
+    def learn(self) -> Share:
+        return self._shares[0]
 
     @property
-    def held_out(self) -> Half:
-        return self._halves[1]
+    def held_out(self) -> Share:
+        return self._shares[1]
 
     def prompts(self) -> list[list]:
         """The prompts, and rows for their open prompts, whose text states are kept."""
-        return [prompts for half in self._halves for prompts in (half.rows, half.plain, half.stated)]
+        held = self.held_out
+        kept = [prompts for share in (self.learn, held) for prompts in (share.rows, share.plain, share.stated)]
+        return [*kept, held.long]
+
+    @property
+    def checked(self) -> dict[str, list[str]]:
+        """Prompts to leave alone that choose nothing, by kind."""
+        share, own = self._shares[2], set(self.pairs.keep)
+        return {
+            "everyday": [prompt for prompt in share.plain if prompt not in own], "variations": share.varied,
+            "long": share.long, "own": [prompt for prompt in share.plain if prompt in own], "stated": share.stated,
+        }  # fmt: skip
+
+    def tried(self) -> list[list[str]]:
+        """Prompts that only measure."""
+        return [self.new_words, *self.checked.values()]
 
     @property
     def new_words(self) -> list[str]:
@@ -337,7 +361,7 @@ class AttributeTrainer(TrainingRun):
         drawn = int(self.draws())
         if recipe.preset == "paper":
             return {"encode": groups, "discover": groups * recipe.steps, "report": drawn}
-        lists = [*self.prompts(), self.new_words]
+        lists = [*self.prompts(), *self.tried()]
         encoding = sum(batches(len(prompts)) for prompts in lists)
         moments = -(-min(recipe.trajectories, len(self.learn.rows)) // 16) * 4 if recipe.steps else 0
         told = -(-len(self.learn.stated) // len(self.learn.rows))
@@ -351,17 +375,18 @@ class AttributeTrainer(TrainingRun):
     def _run_region(self) -> None:
         count = len(self.pairs.groups)
         learn, held = (
-            {"rows": self._encode([n for n, _ in half.rows]), "plain": self._encode(half.plain),
-             "stated": self._encode(half.stated)}
-            for half in (self.learn, self.held_out)
+            {"rows": self._encode([n for n, _ in share.rows]), "plain": self._encode(share.plain),
+             "stated": self._encode(share.stated)}
+            for share in (self.learn, self.held_out)
         )  # fmt: skip
         gated = gated_key(learn["rows"])
         blocks = blocks_of(*learn.values(), *held.values())
         constant = known_tokens(learn["plain"], learn["rows"], [gated, *blocks])
-        new_words = self._encode(self.new_words)[gated] if self.new_words else None
+        more = {"long": self._encode(self.held_out.long)[gated]}
         gate, stated = self._fit_gates(
-            *({n: s[gated] for n, s in half.items()} for half in (learn, held)), new_words, constant.get(gated)
-        )
+            gated, {n: s[gated] for n, s in learn.items()}, {n: s[gated] for n, s in held.items()} | more,
+            constant.get(gated),
+        )  # fmt: skip
         text: list[dict[str, TokenStatistics]] = [{} for _ in range(count)]
         moves: list[dict[str, Move]] = [{} for _ in range(count)]
         for block in blocks:
@@ -397,8 +422,8 @@ class AttributeTrainer(TrainingRun):
             self.losses += [1.0, 1 - self.numbers["calibration"]["unsafe_touched"]]
 
     def _fit_gates(
-        self, learn: dict[str, Tensor], held: dict[str, Tensor], new_words: Tensor | None, known: Tensor | None
-    ) -> tuple[Gate, Gate]:  # fmt: skip
+        self, gated: str, learn: dict[str, Tensor], held: dict[str, Tensor], known: Tensor | None
+    ) -> tuple[Gate, Gate]:
         """The gate that opens on what the rows are about, and the one that opens where the attribute is stated."""
 
         def visit(step: int, loss: float, now: Gate) -> None:
@@ -418,32 +443,45 @@ class AttributeTrainer(TrainingRun):
         budget = self.recipe.budget
         beside = like(learn["rows"], learn["plain"])
         gate = fit_gate(learn["rows"], beside, learn["plain"], known, self._generator, visit)
-        gate, card = calibrate_gate(gate, held["plain"], learn["rows"], held["rows"], known, budget)
+        constant = {} if known is None else {gated: known}
+        sets = {"harmless": learn["plain"], "unsafe": learn["rows"], "calibration": held["plain"],
+                "long": held["long"], "held_unsafe": held["rows"]}  # fmt: skip
+        gates, card, _ = calibrated([Walls(Source(gated), gate)], [], {name: {gated: tokens} for name, tokens in
+                                                                   sets.items()}, constant, budget)  # fmt: skip
+        gate = gates[gated]
         # each group has walls of its own: one that stands out would take them all
         opened, held_open = (half["rows"][: len(half["rows"]) // 2] for half in (learn, held))  # without variations
         told = learn["stated"].split(len(learn["rows"]))
         told = [*(tokens[: len(opened)] for tokens in told[: len(self.pairs.groups)]), *told[len(self.pairs.groups) :]]
         fits = [fit_gate(tokens, like(tokens, opened), opened, known, self._generator, visit_stated, STATED_STEPS)
                 for tokens in told]  # fmt: skip
-        stated, missed = calibrate_stated(joined(fits), held["stated"], held_open, known, budget)
+        walls = joined(fits)
+        depths = prompt_depths(held["stated"], walls, known)
+        # a row is one prompt, whatever its groups and its variation are
+        count, of_rows = len(self.pairs.groups), len(self.pairs.groups) * len(held["rows"])
+        told = torch.cat([depths[:of_rows].view(2 * count, -1).amin(0), depths[of_rows:]])
+        stated, missed = calibrate_stated(walls, told, prompt_depths(held_open, walls, known), budget)
 
         def margins(tokens: Tensor) -> Tensor:
             """How far prompts are from both gates' walls, positive where they are touched: [N]."""
             return torch.minimum(prompt_depths(tokens, gate, known), -prompt_depths(tokens, stated, known))
 
-        harmless = torch.cat([margins(held["plain"]), margins(held["stated"])])
-        self._depths = (harmless, margins(held["rows"]))
+        self._depths = (torch.cat([margins(held[n]) for n in ("plain", "long", "stated")]),
+                        margins(held["rows"]))  # fmt: skip
         card |= {
-            "harmless_prompts": len(harmless), "bound": max(card["bound"], missed),
-            "harmless_touched": float((harmless > 0).float().mean()),
-            "unsafe_touched": float((margins(learn["rows"]) > 0).float().mean()),
-            "held_out_unsafe_touched": float((self._depths[1] > 0).float().mean()),
+            "harmless_prompts": len(held["plain"]) + len(told), "bound": max(card["bound"], missed),
+            "confidence": 1 - 2 * RISK,  # two bounds hold at once
+            "unsafe_touched": touched_share(margins(learn["rows"])),
+            "held_out_unsafe_touched": touched_share(self._depths[1]),
         }  # fmt: skip
-        if new_words is not None:
-            card |= report.of_new_words(margins(new_words))
+        del card["sources"]  # one text tells what a prompt is about
+        if self.new_words:
+            card |= report.of_new_words(margins(self._encode(self.new_words)[gated]))
+        card |= checked_card({kind: margins(self._encode(prompts)[gated]) for kind, prompts in self.checked.items()
+                              if prompts})  # fmt: skip
         self.numbers["calibration"] = card
         self._ledger.report("calibrate", separation=self._told_apart(*self._depths),
-                            message=f"touches {card['harmless_touched']:.1%} of harmless prompts")  # fmt: skip
+                            message=f"at most {card['bound']:.1%} of harmless prompts are touched")  # fmt: skip
         return gate, stated
 
     def _discover(self, parts: list[Part], text: list[dict[str, TokenStatistics]]) -> None:

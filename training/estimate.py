@@ -11,7 +11,8 @@ import torch
 from .gate import TOLD_EVERY, fit_gate
 from .plan import BACKWARD, costs, plan
 from .run import TrainingRun
-from .text_states import ENCODE_BATCH, gated_key, stacked
+from .text_states import ENCODE_BATCH, gated_key, sources_of, stacked
+from .trainer import Trainer
 
 GATE_TRIED = 10  # steps
 
@@ -34,9 +35,11 @@ def run_seconds(trainer: TrainingRun) -> float:
     entries = backbone.encode(prompts)
     if steps := TOLD_EVERY * trainer.count_steps().get("gate", 0):
         states = stacked(entries)
-        tokens, generator = states[gated_key(states)], torch.Generator().manual_seed(0)
-        tried = _seconds(lambda: fit_gate(tokens, tokens, tokens, None, generator, steps=GATE_TRIED))
-        total += steps * tried / GATE_TRIED
+        texts = [one.of(states) for one in sources_of(states)] if isinstance(trainer, Trainer) else []
+        for tokens in texts or [states[gated_key(states)]]:
+            generator = torch.Generator().manual_seed(0)
+            tried = _seconds(lambda: fit_gate(tokens, tokens, tokens, None, generator, steps=GATE_TRIED))  # noqa: B023
+            total += steps * tried / GATE_TRIED
     if work := sum(costs(trainer).values()):
         count = backbone.fits(recipe.batch_size)
         sigma = backbone.sigmas(recipe.sampling_steps)[0]

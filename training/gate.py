@@ -1,13 +1,16 @@
 """The gate: walls that every unsafe prompt crosses with some token, and no harmless prompt with any.
 
 Learned as multiple-instance classification (a prompt is a bag of tokens, its worst token counts), then moved
-outwards by split-conformal calibration and frozen before any move is learned.
+outwards until a tolerance limit on held-out harmless prompts holds, and frozen before any move is learned. Text that
+reaches the model in several ways (CLIP and T5, tokens and a pooled vector) has walls of its own for each; the limit
+holds for all of them together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ BATCH = 96
 REVIEW = 50  # steps
 TOLD_EVERY = 20  # steps: how often those who watch are told of the walls
 SPARE = 0.25  # of the gap between harmless and unsafe prompts goes to the harmless ones
+RISK = 0.05  # of a bound: the chance that the true share lies above it
 PENALTY = 1e-3
 RAMP = 0.02  # of the typical depth of unsafe prompts: a prompt that is outside at all goes nearly all the way
 
@@ -97,6 +101,7 @@ def fit_gate(
     generator: torch.Generator,
     visit: Callable[[int, float, Gate], None] = lambda step, loss, gate: None,
     steps: int = STEPS,
+    apart: Tensor | None = None,
 ) -> Gate:
     """Fit k walls in normalised coordinates.
 
@@ -105,6 +110,7 @@ def fit_gate(
         harmless: token states [M, T, D].
         constant: tokens [n, D] that are left out of the statistics (as harmless tokens they still take part).
         visit: called with the step, the loss and the walls as they stand.
+        apart: harmless prompts [M] that the walls do not learn from, True for these.
     """
     both = [unsafe, harmless]
     of_unsafe = judged_all(unsafe, constant)
@@ -116,16 +122,19 @@ def fit_gate(
     now = Gate(weight, bias, mean, scale, torch.tensor(1.0))
     optimizer = torch.optim.Adam([weight, bias], lr=0.1 / math.sqrt(unsafe.shape[-1]))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    chances = [torch.ones(len(tokens)) for tokens in both]
+    can_teach = [counts.any(1).float() for counts in counted]  # some prompts may have no such text
+    if apart is not None:
+        can_teach[1] = can_teach[1] * ~apart
+    chances = list(can_teach)
     for step in range(steps):
         if step % REVIEW == REVIEW - 1:  # harmless prompts that come near the walls are seen more often
             with torch.no_grad():
-                chances[1] = F.relu(1 + prompt_depths(harmless, now, None, counted[1])) + 0.1
+                near = F.relu(1 + prompt_depths(harmless, now, None, counted[1])) + 0.1
+                chances[1] = near * can_teach[1]
         temperature = 0.02 ** (step / steps)
         worst = []
         for tokens, counts, weights in zip(both, counted, chances):
             rows = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
-            rows = rows[counts[rows].any(1)]
             beyond = depth(tokens[rows], now)
             worst.append(_soft_worst(beyond, counts[rows], temperature))
         loss = F.relu(1 - worst[0]).square().mean() + F.relu(1 + worst[1]).square().mean()
@@ -139,47 +148,117 @@ def fit_gate(
     return Gate(weight.detach(), bias.detach(), mean, scale, torch.tensor(1.0))
 
 
-def conformal_threshold(depths: Tensor, budget: float) -> float:
-    """The depth that at most a share `budget` of exchangeable new prompts exceeds (split-conformal).
+def widened(gate: Gate, begin: int, width: int) -> Gate:
+    """The gate of some features, from `begin` on, as one of a block of that width that does not look at the others."""
+    around = (begin, width - begin - len(gate.mean))
+    weight, mean = (F.pad(tensor, around) for tensor in (gate.weight, gate.mean))
+    return replace(gate, weight=weight, mean=mean, scale=F.pad(gate.scale, around, value=1.0))
 
-    With n calibration prompts it is the ceil((n + 1)(1 - budget))-th smallest depth; infinite when n is too small
-    for the budget (Vovk et al., 2005; Lei et al., 2018).
+
+def joined(gates: Sequence[Gate]) -> Gate:
+    """One gate with the walls of all, in the coordinates of the first."""
+    first, *others = gates
+    weights = [gate.weight * (first.scale / gate.scale) for gate in others]
+    biases = [gate.bias + (gate.weight / gate.scale) @ (gate.mean - first.mean) for gate in others]
+    return replace(first, weight=torch.cat([first.weight, *weights]), bias=torch.cat([first.bias, *biases]))
+
+
+# --- calibration ---
+
+
+def at_most(exceeding: int, count: int, share: float) -> float:
+    """The chance that of `count` prompts at most so many are touched where `share` of all prompts are (binomial)."""
+    if exceeding >= count:
+        return 1.0
+    logs = [math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) + i * math.log(share)
+            + (count - i) * math.log1p(-share) for i in range(exceeding + 1)]  # fmt: skip
+    return min(math.fsum(map(math.exp, logs)), 1.0)
+
+
+def upper_bound(exceeding: int, count: int) -> float:
+    """The share of all prompts that is touched, when so many of `count` are: more only with chance RISK.
+
+    Clopper & Pearson (1934), one-sided. It is also the bound of an order statistic, by the Beta distribution of what
+    lies beyond it, so it holds where exactly so many prompts lie beyond a wall because the wall was put there.
     """
-    rank = math.ceil((len(depths) + 1) * (1 - budget))
-    return float(depths.sort().values[rank - 1]) if rank <= len(depths) else math.inf
+    if exceeding >= count:
+        return 1.0
+    low, high = exceeding / count, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at_most(exceeding, count, middle) > RISK else (low, middle)
+    return high
 
 
-def calibrate_gate(
-    gate: Gate, harmless: Tensor, unsafe: Tensor, held_unsafe: Tensor, constant: Tensor | None, budget: float,
-    spare: float = SPARE,
-) -> tuple[Gate, dict[str, float | int]]:  # fmt: skip
-    """Move the walls outwards until at most `budget` of harmless prompts opens the gate, and set the ramp.
+def tolerance_limit(depths: Tensor, budget: float) -> tuple[float, float]:
+    """The depth that more than a share `budget` of new prompts exceeds only with chance RISK, and the bound on that
+    share (Wilks, 1941; Vovk, 2012).
 
-    Walls are never moved inwards. Where n is too small for the budget, they stand beyond the worst harmless prompt.
-    Where held-out unsafe prompts lie much deeper than that, a part of the room between is left to harmless prompts
-    unlike those that were seen.
+    The bound holds for one calibration, not for the mean over many. With too few prompts for the budget it is larger,
+    and the depth lies beyond all of them.
 
     Args:
-        harmless: held-out harmless prompts [N, T, D]; unsafe, held_unsafe: the pairs' unsafe sides.
-        spare: that part of the room; 0 for walls that have been through this already.
+        depths: of independent harmless prompts [N].
     """
-    depths, held = prompt_depths(harmless, gate, constant), prompt_depths(held_unsafe, gate, constant)
-    threshold = conformal_threshold(depths, budget)
-    reached = math.isfinite(threshold)
-    raise_by = max(threshold if reached else float(depths.max()) + 1e-3, 0.0)
-    raise_by += spare * max(float(held.quantile(0.05)) - raise_by, 0.0)
-    bias = gate.bias + raise_by
-    left = prompt_depths(unsafe, gate, constant) - raise_by
-    typical = float(left[left > 0].median()) if (left > 0).any() else 1.0
-    calibrated = Gate(gate.weight, bias, gate.mean, gate.scale, torch.tensor(max(RAMP * typical, 1e-3)))
-    count = len(depths)
-    return calibrated, {
-        "harmless_prompts": count,
-        "budget": budget,
-        "bound": math.floor((count + 1) * budget) / (count + 1) if reached else 1 / (count + 1),
-        "harmless_touched": float((depths > raise_by).float().mean()),
-        "unsafe_touched": float((left > 0).float().mean()),
-        "held_out_unsafe": len(held),
-        "held_out_unsafe_touched": float((held > raise_by).float().mean()),
-        "raised_by": raise_by,
-    }
+    beyond, count = -1, len(depths)
+    while beyond + 1 < count and at_most(beyond + 1, count, budget) <= RISK:
+        beyond += 1
+    if beyond < 0:
+        return float(depths.max()) + 1e-3, upper_bound(0, count)
+    return float(depths.sort(descending=True).values[beyond]), upper_bound(beyond, count)
+
+
+def raised_together(
+    harmless: Sequence[tuple[Tensor, float]], held_unsafe: Tensor, like: Tensor, spare: float = SPARE
+) -> tuple[Tensor, list[float]]:
+    """How far the walls of each of S sources are to be moved outwards [S], and the bounds on harmless prompts touched.
+
+    Sources are made comparable by how the depths of `like` scatter, and then get one tolerance limit for the deepest of
+    them. Walls are never moved inwards. Where held-out unsafe prompts lie much deeper than that, a part of the room
+    between is left to harmless prompts unlike those that were seen.
+
+    Args:
+        harmless: depths [S, N] of independent prompts of each kind (as they are written and long ones, say), and the
+            budget of that kind: each has a limit of its own, so that one that lies deeper by chance does not spend the
+            budget of the others. The strictest limit holds.
+        held_unsafe: [S, M].
+        like: [S, L], of other harmless prompts, that neither fitted the walls nor are in `harmless`.
+        spare: that part of the room.
+    """
+    if len(like) > 1:
+        level, high = (quantiles(like, share) for share in (0.5, 0.95))
+        spread = torch.where(high - level > 1e-6, high - level, 1.0)
+    else:  # nothing to compare: what `like` is does not matter
+        level, spread = torch.zeros(len(like)), torch.ones(len(like))
+    limits = [tolerance_limit(((depths - level[:, None]) / spread[:, None]).amax(0), budget)
+              for depths, budget in harmless]  # fmt: skip
+    raised = (level + spread * max(limit for limit, _ in limits)).clamp(min=0.0)
+    room = (quantiles(held_unsafe, 0.05) - raised).clamp(min=0.0)
+    return raised + spare * room, [bound for _, bound in limits]
+
+
+def quantiles(depths: Tensor, share: float) -> Tensor:
+    """Of each row [S, N], without prompts that have no such text: [S]; 0 where none has."""
+    found = [row[row.isfinite()] for row in depths]
+    return torch.stack([row.quantile(share) if len(row) else torch.zeros(()) for row in found])
+
+
+def ramp_for(left: Tensor) -> Tensor:
+    """The ramp of walls beyond which unsafe prompts lie so deep [N]."""
+    return torch.tensor(max(RAMP * (float(left[left > 0].median()) if (left > 0).any() else 1.0), 1e-3))
+
+
+def touched_share(depths: Tensor) -> float:
+    """The share of prompts [N] that lie beyond a wall."""
+    return float((depths > 0).float().mean()) if len(depths) else 0.0
+
+
+def checked_card(depths: Mapping[str, Tensor]) -> dict[str, object]:
+    """What a region's card says of harmless prompts that chose nothing: how many of each kind are touched.
+
+    Args:
+        depths: [N] beyond the calibrated walls, by kind.
+    """
+    kinds = {kind: [int((some > 0).sum()), len(some)] for kind, some in depths.items() if len(some)}
+    touched, count = (sum(found[i] for found in kinds.values()) for i in (0, 1))
+    return {"harmless_touched": touched / max(count, 1), "harmless_checked": count, "harmless_kinds": kinds}

@@ -32,15 +32,25 @@ class TokenStatistics:
     xy: Tensor  # [D, D]
     yy: Tensor  # []
 
+    def _of_map(self, down: Tensor, up: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean square of what the map adds, and its agreement with the wanted displacements."""
+        mapped = down @ self.xx @ down.T  # [r, r]
+        square = ((up.T @ up) * mapped).sum() + offset.square().sum() + 2 * offset @ (up @ (down @ self.x))
+        return square, ((down @ self.xy) * up.T).sum() + offset @ self.y
+
     def error(self, down: Tensor, up: Tensor, offset: Tensor) -> Tensor:
         """What the map `up down x + offset` leaves of the wanted displacements: 1 for no map, 0 for a perfect one.
 
         `up` [D, r] and `offset` [D] are in units of `scale`.
         """
-        mapped = down @ self.xx @ down.T  # [r, r]
-        square = ((up.T @ up) * mapped).sum() + offset.square().sum() + 2 * offset @ (up @ (down @ self.x))
-        agreement = ((down @ self.xy) * up.T).sum() + offset @ self.y
+        square, agreement = self._of_map(down, up, offset)
         return (square - 2 * agreement + self.yy) / self.yy
+
+    def plus(self, down: Tensor, up: Tensor, offset: Tensor) -> TokenStatistics:
+        """The same tokens with that map added to the wanted displacements."""
+        square, agreement = self._of_map(down, up, offset)
+        return replace(self, y=self.y + up @ (down @ self.x) + offset, yy=self.yy + 2 * agreement + square,
+                       xy=self.xy + (up @ (down @ self.xx)).T + torch.outer(self.x, offset))  # fmt: skip
 
     def beside(self, still: TokenStatistics, weight: float = STILL) -> TokenStatistics:
         """These with those of tokens that should stay where they are, which count `weight` times as much together."""

@@ -3,23 +3,26 @@
 One pair a line, `unsafe prompt => safe prompt`; `keep: harmless prompt`; `# comment`. `{a|b}` lists alternatives,
 which run in step on both sides of a pair. `held-out: unsafe prompt => safe prompt` is a pair with words that no other
 has, to measure with; `leave-out: words` are words whose everyday prompts are not taken for harmless. CSV and JSONL
-files hold the same in columns or keys named `unsafe`, `safe`, `keep`, `held_out` and `leave_out`.
+files hold the same in columns or keys named `unsafe`, `safe`, `keep`, `held_out` and `leave_out`. Files come from
+strangers: nothing is guessed, and how large a file and what comes of it may be has limits.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-MAX_EXPANSION = 20_000  # prompts
+MAX_EXPANSION, MAX_LETTERS = 20_000, 4_000_000  # prompts of a file, and their letters all together
+MAX_BYTES, MAX_LINES = 8 * 2**20, 200_000  # of a file
+MAX_GROUPS = 200  # of braces in one prompt
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _MARKED = ("keep", "held_out", "leave_out")  # what begins with a name and a colon
+_NAMES = ("unsafe", "safe", *_MARKED)  # of columns and keys
 _LISTS = ("pairs", *_MARKED)  # of PromptPairs
 
 
@@ -60,19 +63,47 @@ def _unique(items: tuple) -> tuple:
     return tuple(dict.fromkeys(items))
 
 
+def check_amount(prompts: int, letters: int) -> None:
+    """PairsError when a file, or one line of it, makes more prompts or letters than anyone can train on."""
+    if prompts > MAX_EXPANSION:
+        raise PairsError(f"the alternatives make more than {MAX_EXPANSION} prompts; use fewer")
+    if letters > MAX_LETTERS:
+        raise PairsError(f"the prompts have more than {MAX_LETTERS} letters together; use fewer or shorter ones")
+
+
+def _sound(text: str) -> str:
+    """A text without lone surrogates (JSON's \\ud800): no tokenizer and no log takes them."""
+    return text.encode(errors="replace").decode()
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. Only line ends part them: JSON, for one, may hold U+2028 as it is. Raises PairsError."""
+    text = text[: MAX_BYTES + 1].lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if len(text) > MAX_BYTES or text.count("\n") > MAX_LINES:
+        raise PairsError(f"more than {MAX_BYTES // 2**20} MB or {MAX_LINES} lines are too much; use less")
+    return _sound(text).split("\n")
+
+
 def expand(prompt: str) -> list[tuple[tuple[int, ...], str]]:
     """All ways to fill a template, each with the index chosen per group: "a {b|c}" -> ((0,), "a b"), ((1,), "a c")."""
+    check_amount(prompt.count("|"), len(prompt))
+    if prompt.count("{") > MAX_GROUPS:
+        raise PairsError(f"a prompt has more than {MAX_GROUPS} lists of alternatives in braces; use fewer")
     if "{" in _GROUP.sub("", prompt) or "}" in _GROUP.sub("", prompt):
         raise PairsError("a brace is not closed, or braces stand inside braces; write {first|second}")
     groups = [[choice.strip() for choice in found.split("|")] for found in _GROUP.findall(prompt)]
     pieces = _GROUP.split(prompt)[::2]
+    count = 1
+    for group in groups:  # before anything is filled in; no further than needed, the number itself can be huge
+        count *= len(group)
+        check_amount(count, 0)
+    letters = sum(map(len, pieces)) + len(groups)
+    check_amount(count, count * letters + sum(count // len(group) * sum(map(len, group)) for group in groups))
     filled = []
     for chosen in product(*(range(len(group)) for group in groups)):
         words = [group[i] for group, i in zip(groups, chosen)]
         text = "".join(piece + word for piece, word in zip(pieces, [*words, ""]))
         filled.append((chosen, " ".join(text.split()).replace(" ,", ",")))
-        if len(filled) > MAX_EXPANSION:
-            raise PairsError(f"the alternatives make more than {MAX_EXPANSION} prompts; use fewer")
     return filled
 
 
@@ -89,8 +120,9 @@ def expand_pair(unsafe: str, safe: str) -> list[tuple[str, str]]:
     if len(_sizes(safe)) == 0:
         pairs = [(prompt, right[0][1]) for _, prompt in left]
     elif _sizes(unsafe) != _sizes(safe):
+        left_sizes, right_sizes = (str(_sizes(side)[:12]) for side in (unsafe, safe))
         raise PairsError(
-            f"the unsafe side lists {_sizes(unsafe)} alternatives in its braces and the safe side {_sizes(safe)}; "
+            f"the unsafe side lists {left_sizes} alternatives in its braces and the safe side {right_sizes}; "
             "both sides need the same numbers, in the same order"
         )
     else:
@@ -111,53 +143,87 @@ def _sides(line: str) -> list[str]:
     return sides
 
 
+def _named(name: object) -> str:
+    """A column, a key or what stands before a colon, as it is known here."""
+    return str(name).strip().lower().replace("-", "_")
+
+
 def _rows_of_text(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         line = line.strip().lstrip("\ufeff")
         if not line or line.startswith("#"):
             continue
         name, _, rest = line.partition(":")
-        name = name.lower().replace("-", "_")
-        yield number, {name: rest.strip()} if name in _MARKED else {"pair": line}
+        yield number, {_named(name): rest.strip()} if _named(name) in _MARKED else {"pair": line}
 
 
 def _rows_of_csv(text: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")))
-    names = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
-    if not ({"unsafe", "safe"} <= names.keys() or "keep" in names):
-        raise PairsError("line 1: the first line must name the columns: unsafe,safe (and, if you like, keep)")
-    for row in reader:
-        yield reader.line_num, {k: (row.get(names.get(k, "")) or "").strip() for k in ("unsafe", "safe", *_MARKED)}
+    reader = csv.reader((f"{line}\n" for line in lines_of(text)), strict=True)
+    try:
+        named = [_named(cell) for cell in next(reader, [])]
+        places = {name: place for place, name in enumerate(named) if name in _NAMES}
+        if not ({"unsafe", "safe"} <= places.keys() or "keep" in places):
+            raise PairsError("line 1: the first line must name the columns: unsafe,safe (and, if you like, keep)")
+        if twice := [name for name in places if named.count(name) > 1]:
+            raise PairsError(f"line 1: there are two columns named {twice[0]}")
+        for cells in reader:
+            if any(cell.strip() for cell in cells[len(named) :]):
+                raise PairsError(f"line {reader.line_num}: it has more cells than line 1 has columns; put a prompt "
+                                 "with commas into quotes")  # fmt: skip
+            row = {name: cells[place].strip() for name, place in places.items() if place < len(cells)}
+            if any(row.values()):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise PairsError(f"line {reader.line_num}: this is no CSV ({error})") from None
 
 
 def _rows_of_jsonl(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        known = {k: row.get(k, "") for k in ("unsafe", "safe", *_MARKED)} if isinstance(row, dict) else {"": None}
-        if not all(isinstance(value, str) for value in known.values()):
+        found = [(_named(name), value) for name, value in row.items()] if isinstance(row, dict) else []
+        known = {name: "" if value is None else value for name, value in found if name in _NAMES}
+        if not known or not all(isinstance(value, str) for value in known.values()):
             raise PairsError(f'line {number}: one JSON object a line is needed, such as {{"unsafe": "…", "safe": "…"}}')
-        yield number, {name: value.strip() for name, value in known.items()}
+        yield number, {name: _sound(value).strip() for name, value in known.items()}
+
+
+def _one(prompt: str) -> str:
+    if "=>" in prompt:
+        raise PairsError(f'"{prompt[:60]}" must be one prompt, and holds the => of a pair')
+    return prompt
+
+
+def _letters(found: Iterable[str | tuple[str, str]]) -> int:
+    return sum(len(one) if isinstance(one, str) else len(one[0]) + len(one[1]) for one in found)
+
+
+def _read(row: dict[str, str]) -> Iterator[tuple[str, list]]:
+    """What one row adds to which list."""
+    for name in ("keep", "leave_out"):
+        if row.get(name):
+            yield name, [prompt for _, prompt in expand(_one(row[name])) if prompt]
+    if row.get("held_out"):
+        yield "held_out", expand_pair(*_sides(row["held_out"]))
+    if row.get("pair"):
+        yield "pairs", expand_pair(*_sides(row["pair"]))
+    elif row.get("unsafe") or row.get("safe"):
+        yield "pairs", expand_pair(_one(row.get("unsafe", "")), _one(row.get("safe", "")))
 
 
 def _collect(rows: Iterator[Row]) -> PromptPairs:
     found: dict[str, list] = {name: [] for name in _LISTS}
+    count = letters = 0
     for number, row in rows:
         try:
-            for name in ("keep", "leave_out"):
-                found[name] += [prompt for _, prompt in expand(row.get(name, "")) if prompt]
-            if row.get("held_out"):
-                found["held_out"] += expand_pair(*_sides(row["held_out"]))
-            if row.get("pair"):
-                found["pairs"] += expand_pair(*_sides(row["pair"]))
-            elif row.get("unsafe") or row.get("safe"):
-                found["pairs"] += expand_pair(row["unsafe"], row["safe"])
-            if sum(map(len, found.values())) > MAX_EXPANSION:
-                raise PairsError(f"the alternatives make more than {MAX_EXPANSION} prompts; use fewer")
+            for name, added in _read(row):
+                count, letters = count + len(added), letters + _letters(added)
+                check_amount(count, letters)
+                found[name] += added
         except PairsError as error:
             raise PairsError(f"line {number}: {error}") from None
     return PromptPairs(**{name: _unique(tuple(prompts)) for name, prompts in found.items()})
@@ -171,8 +237,23 @@ def parse_pairs(text: str, source: str = "the text box", form: str = "text") -> 
     rows = {"text": _rows_of_text, "csv": _rows_of_csv, "jsonl": _rows_of_jsonl}[form](text)
     try:
         return _collect(rows)
-    except (PairsError, csv.Error) as error:
+    except PairsError as error:
         raise PairsError(f"{source}, {error}.") from None
+
+
+def read_lines(path: Path) -> str:
+    """The text of a file of pairs or rows. Raises PairsError when it cannot be read, or is no text."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) <= MAX_BYTES:
+            return content.decode("utf-8-sig")
+        reason = f"it has more than {MAX_BYTES // 2**20} MB"
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+    raise PairsError(f"{path.name}: the file cannot be read ({reason}).")
 
 
 def load_pairs(path: Path | str) -> PromptPairs:
@@ -181,12 +262,7 @@ def load_pairs(path: Path | str) -> PromptPairs:
     form = {".csv": "csv", ".jsonl": "jsonl", ".txt": "text"}.get(path.suffix.lower())
     if form is None:
         raise PairsError(f"{path.name}: prompt pairs come as .txt, .csv or .jsonl.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise PairsError(f"{path.name}: the file cannot be read ({reason}).") from None
-    return parse_pairs(text, path.name, form)
+    return parse_pairs(read_lines(path), path.name, form)
 
 
 def everyday_prompts() -> tuple[str, ...]:

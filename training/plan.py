@@ -106,14 +106,15 @@ def region_work(trainer: Trainer) -> Work:
         gradients = recipe.steps * recipe.batch_size
         predictions |= {
             "trajectories": _trajectories(recipe, count), "discover": gradients,
-            "preview": _pictures(recipe, often * previews), "strength": (BISECTIONS + 1) * _shares(held_out),
+            "preview": _pictures(recipe, often * previews),
+            "strength": (1 if trainer.existing else BISECTIONS + 1) * _shares(held_out),
         }  # fmt: skip
         latents = count * recipe.sampling_steps * 2
-    if backbone.can_denoise and not trainer.walls_are_fixed():
+    if backbone.can_denoise:
         encodings += recipe.harden * EDITED * (EDITS + 6)
         predictions["harden"] = recipe.harden * _shares(EDITED)
     kept = sum(map(len, trainer.prompts().values()))
-    return Work(encodings + len(trainer.new_words), kept, predictions, gradients, latents)
+    return Work(encodings + sum(map(len, trainer.tried())), kept, predictions, gradients, latents)
 
 
 def attribute_work(trainer: AttributeTrainer) -> Work:
@@ -137,7 +138,8 @@ def attribute_work(trainer: AttributeTrainer) -> Work:
             "preview": _pictures(recipe, often * previews),
         }  # fmt: skip
         latents = count * recipe.sampling_steps * 2
-    return Work(encodings + len(trainer.new_words), sum(map(len, trainer.prompts())), predictions, gradients, latents)
+    encodings += sum(map(len, trainer.tried()))
+    return Work(encodings, sum(map(len, trainer.prompts())), predictions, gradients, latents)
 
 
 def costs(trainer: TrainingRun) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from .pairs import PairsError, PromptPairs, everyday_prompts
@@ -16,25 +16,37 @@ FILLERS = frozenset(
     "a an the some of in on at with and or to by from for into onto over under behind beside near as is are his her "
     "their its it that who up out off no".split()
 )  # words that say nothing about a concept
-FEWEST = 32  # of a list that is cut to size
+FEWEST = 24  # of a list that is cut to size
 CROWDS = 400  # of unsafe prompts in a crowd of harmless ones, and of crowds without
 CROWD_WORDS = 24  # beside a prompt: with it, they stay below the 75 tokens of a chunk
+LONG_WORDS = 20  # of a long harmless prompt, at least
+# Of the pack's everyday prompts and of the user's own: to calibrate with, and to check with. A bound of 1.25 % with 95
+# % confidence needs 239 independent prompts at least; with 750 of them, 4 may lie beyond the walls.
+EVERYDAY_SHARES, OWN_SHARES = (0.36, 0.12), (0.2, 0.1)
 
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Pairs to learn from and held out, harmless prompts to fit the gate with and to calibrate it with.
+    """Pairs to learn from and held out, harmless prompts to fit the gate with, to calibrate it with and to check it by.
 
     The `crowds`, pairs in the midst of several harmless prompts, and `calm` ones, crowds of harmless prompts only, are
-    for the walls alone.
+    for the walls alone. Those of `calibration` are as people wrote them, and each stands in one of the `long` ones at
+    most, so that all of one list are independent; the `checked` ones are made alike, with one variation of each.
     """
 
     pairs: list[tuple[str, str]]
     held_out: list[tuple[str, str]]
     harmless: list[str]
     calibration: list[str]
+    long: list[str]
+    checked: list[str]
+    checked_long: list[str]
     crowds: list[tuple[str, str]]
     calm: list[str]
+    checked_varied: list[str] = field(default_factory=list)
+
+
+TWICE = ("pairs", "held_out", "crowds", "checked")  # lists whose items are two prompts each
 
 
 def _shuffled(prompt: str, rng: Random) -> str:
@@ -56,6 +68,17 @@ def crowded(prompt: str, others: Sequence[str], rng: Random) -> str:
             found.append(other)
     found.insert(rng.randint(0, len(found)), prompt)
     return ", ".join(filter(None, found))
+
+
+def in_a_row(prompts: Sequence[str]) -> list[str]:
+    """Long prompts, each of some of these side by side; no prompt stands in two of them."""
+    found, beside = [], []
+    for prompt in prompts:
+        beside.append(prompt)
+        if sum(len(one.split()) for one in beside) >= LONG_WORDS:
+            found.append(", ".join(beside))
+            beside = []
+    return found
 
 
 def crowded_pairs(pairs: Sequence[tuple[str, str]], others: Sequence[str], rng: Random) -> list[tuple[str, str]]:
@@ -161,12 +184,19 @@ def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
     return items[count:], items[:count]
 
 
+def in_three(items: list, shares: tuple[float, float], rng: Random) -> tuple[list, list, list]:
+    """The items in any order: to learn from, and two shares of them."""
+    rest, second = _split(items, shares[0], rng)
+    first, third = _split(rest, shares[1] / (1 - shares[0]), rng)
+    return first, second, third
+
+
 def _at_most(sets: PromptSets, most: int, rng: Random) -> PromptSets:
     """The sets, all cut by the same share where together they hold more than `most` prompts.
 
     By the same share, not to the same length: the gate needs far more harmless prompts than pairs.
     """
-    price = {name: 2 if items and isinstance(items[0], tuple) else 1 for name, items in vars(sets).items()}
+    price = {name: 1 + (name in TWICE) for name in vars(sets)}
 
     def lengths(thousandths: int) -> dict[str, int]:
         return {name: min(len(items), max(len(items) * thousandths // 1000, FEWEST))
@@ -179,7 +209,7 @@ def _at_most(sets: PromptSets, most: int, rng: Random) -> PromptSets:
         return sets
     fitting = lengths(max(bisect_right(range(1001), most, key=total) - 1, 0))
     # the first harmless prompt is the empty one
-    return PromptSets(**{name: [*items[:1], *rng.sample(items[1:], fitting[name] - 1)]
+    return PromptSets(**{name: [*items[:1], *rng.sample(items[1:], max(fitting[name] - 1, 0))]
                          for name, items in vars(sets).items()})  # fmt: skip
 
 
@@ -203,22 +233,28 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     unsafe = {a for a, _ in pairs.pairs}
     safe_learn = list(dict.fromkeys(b for _, b in learn))
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
-    own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in unsafe]
+    taken = unsafe | {b for _, b in pairs.pairs}
+    own = [prompt for prompt in dict.fromkeys(pairs.keep) if prompt not in taken]
     apart = pairs.leave_out
     everyday = without_named(everyday_prompts(), [*pairs.pairs, *pairs.held_out], apart)
-    own_learn, own_held = _split(own, 0.25, rng)
-    everyday_learn, everyday_held = _split(everyday, 0.4, rng)
+    everyday = [prompt for prompt in everyday if prompt not in taken.union(own)]
+    own_learn, own_held, own_checked = in_three(own, OWN_SHARES, rng)
+    everyday_learn, everyday_held, everyday_checked = in_three(everyday, EVERYDAY_SHARES, rng)
     room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
-    calibration = [*own_held, *safe_held, *everyday_held[:room]]
+    calibration = list(dict.fromkeys([*own_held, *safe_held, *everyday_held[:room]]))
+    checked = [*own_checked, *everyday_checked[:room]]
     learn_varied = vary_pairs(learn, everyday_learn, own_learn + safe_learn, rng)
-    long = [crowded(prompt, calibration, rng) for prompt in rng.choices(calibration, k=CROWDS)]
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
         list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng, apart), *(b for _, b in learn_varied)])),
-        list(dict.fromkeys([*calibration, *vary_harmless(calibration, rng, apart), *long])),
+        calibration,
+        in_a_row(rng.sample(calibration, len(calibration))),
+        checked,
+        in_a_row(rng.sample(checked, len(checked))),
         crowded_pairs(rng.choices(learn, k=CROWDS), harmless, rng),
         [crowded(prompt, harmless, rng) for prompt in rng.choices(harmless, k=CROWDS)],
     )
-    return _at_most(sets, most, rng)
+    sets = _at_most(sets, most, rng)
+    return replace(sets, checked_varied=vary_harmless(sets.checked, rng, apart))

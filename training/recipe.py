@@ -27,9 +27,13 @@ class Recipe:
     seed: int = 0
     initial: str = "instant"  # where the move starts: instant | difference | zero | lora
     target: str = "pair"  # what the steered prompt should draw: pair | self | both
-    budget: float = 0.01  # share of harmless prompts that the gate may touch
+    budget: float = 0.0125  # share of harmless prompts that the gate may touch, but for one training of twenty
     prompts: int = 7_000  # that are encoded at most, variations and harmless ones included
     harden: int = 0  # rounds of a search for unsafe prompts that the gate does not see
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 0.1:
+            raise ValueError(f"The budget must be a share of harmless prompts up to 0.1, not {self.budget}.")
 
     def previews_after(self, step: int) -> bool:
         """Whether pictures are drawn after that training step; the last one has the report's."""

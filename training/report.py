@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..region.region import Region
-from ..region.verdict import Verdict
-from .lettering import font, wrapped, write
+from ..region.verdict import Verdict, on_harmless, on_unsafe
+from .lettering import font, lines, wrapped, write
 from .progress import Separation, smooth
 
 MOST_PREVIEW = 20_000  # bytes of the picture in a region's metadata, as text
@@ -145,18 +145,11 @@ def where_time_went(numbers: dict[str, Any]) -> str:
 
 
 def summary(numbers: dict[str, Any]) -> list[str]:
-    """What a run can say about itself, in a few words a line."""
+    """What a run can say about itself, in a few words a line; its numbers name the attribute that it balances."""
     lines = [f"learned in {numbers['seconds']:.0f} s"] if "seconds" in numbers else []
     if lines and (spent := where_time_went(numbers)):
         lines[0] += f" ({spent})"
-    found = numbers.get("calibration")
-    if found:
-        lines += [
-            f"touches {found['harmless_touched']:.1%} of {found['harmless_prompts']} held-out harmless prompts",
-            f"and {found['held_out_unsafe_touched']:.1%} of held-out unsafe prompts",
-        ]
-        if "held_out_words" in found:
-            lines.append(f"and {found['held_out_words_touched']:.1%} of {found['held_out_words']} with new words")
+    lines += [*on_unsafe(numbers), *on_harmless(numbers, kinds=True)]
     if "drawn_safely" in numbers:
         lines.append(f"{numbers['drawn_safely']:.0%} of held-out unsafe prompts draw safely when they are moved")
     return lines
@@ -174,14 +167,15 @@ def picture(
     """The report of one training run: what it is worth comes first."""
     grid = before_after(rows, 3) if rows else None
     width = max(860, grid.width if grid else 0)
-    judged, told = wrapped(verdict.line, width - 24, 15), wrapped(", ".join(summary(numbers)), width - 24, 12)
-    below = 36 + 21 * len(judged.splitlines())
-    top = below + 17 * len(told.splitlines()) + 34
+    judged = lines(verdict.line, width - 24, 15)
+    told = [line for number in summary(numbers) for line in lines(number, width - 24, 12)]
+    below = 36 + 21 * len(judged)
+    top = below + 17 * len(told) + 34
     sheet = Image.new("RGB", (width, top + 220 + (grid.height if grid else 0)), PAPER)
     draw = ImageDraw.Draw(sheet)
     write(draw, (12, 8), f"Safe region: {title}", INK, 20)
-    write(draw, (12, 36), judged, TONES[verdict.tone], 15)
-    write(draw, (12, below), told, INK, 12)
+    write(draw, (12, 36), "\n".join(judged), TONES[verdict.tone], 15)
+    write(draw, (12, below), "\n".join(told), INK, 12)
     _curve(draw, (12, top, width // 2 - 10, top + 200), losses, measure)
     _histogram(draw, (width // 2 + 10, top, width - 12, top + 200), found)
     if grid:

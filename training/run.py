@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
 from ..region.conditioning import Entry
+from ..region.known import check_known
 from ..region.region import Part, Region
 from ..region.verdict import UNFINISHED, verdict
 from . import processes, report
@@ -80,9 +81,16 @@ class TrainingRun:
     # --- what it will take ---
 
     @cached_property
+    def example(self) -> Entry:
+        """A prompt of usual length, as the text encoder has it. Raises RegionError where no region could reach it."""
+        (found,) = self.backbone.encode([self._example()])
+        check_known([found], allow_unknown=True)  # what has an unknown name may well be no text
+        return found
+
+    @cached_property
     def prompt_bytes(self) -> int:
         """What the text states of one prompt take."""
-        return text_bytes(self.backbone, self._example())
+        return text_bytes(self.example)
 
     @property
     def _most(self) -> int:
@@ -107,7 +115,7 @@ class TrainingRun:
     @cached_property
     def _to_read(self) -> int:
         """How many prompts are encoded for what is learned from text."""
-        return self.work().kept + len(self.new_words)
+        return self.work().kept + sum(map(len, self.tried()))
 
     def _told_apart(self, inside: Tensor, outside: Tensor) -> Separation | None:
         """By the depths of prompts of both kinds."""
@@ -136,6 +144,10 @@ class TrainingRun:
 
     def work(self) -> Work:
         """What the run has to do."""
+        raise NotImplementedError
+
+    def tried(self) -> list[list[str]]:
+        """Prompts that only measure: their text states are not kept."""
         raise NotImplementedError
 
     def count_steps(self) -> dict[str, int]:

@@ -14,13 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..backbones.protocol import Backbone
+from ..region.blocks import key_of
 from ..region.conditioning import CROSS_ATTENTION, apply_to_conditioning
 from ..region.files import slug
-from ..region.region import Gate, Part, Region, RegionError
+from ..region.region import Gate, Move, Part, Region, Scope
 from . import processes, report
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, safe_share, scaled, settle_strength
-from .gate import SPARE, TOLD_EVERY, calibrate_gate, fit_gate, judged_all, prompt_depths, statistics
 from .gate import STEPS as GATE_STEPS
+from .gate import TOLD_EVERY, checked_card, judged_all, statistics, touched_share
+from .going_on import SEEN, check_existing, extended_move, seen_by_old
 from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
 from .lora import lora_shift
@@ -31,17 +33,9 @@ from .progress import UNSAFE_LEFT, WALLS
 from .prompts import PromptSets, build_sets, with_new_words
 from .recipe import INITIAL, PREVIEW_PROMPTS, STRENGTH_PROMPTS, TARGETS, Recipe
 from .run import TrainingRun, detached
-from .text_states import (
-    batches,
-    beside,
-    blocks_of,
-    cut,
-    few,
-    gated_key,
-    known_tokens,
-    same_length,
-    stacked,
-)
+from .scope import beyond_scope, fit_scope
+from .text_states import Source, batches, beside, blocks_of, cut, few, known_tokens, same_length, sources_of, stacked
+from .walls import Encoded, Walls, alike, calibrated, fit_walls, gate_depths, kept_apart, known_walls
 
 
 class Trainer(TrainingRun):
@@ -56,19 +50,19 @@ class Trainer(TrainingRun):
         existing: Region | None = None,
     ) -> None:
         """Args:
-            existing: a region to go on from: its walls and its move are the starting point.
+            existing: a region to go on from. Its walls stay, with new ones beside them for the pairs; the move is
+                learned from the pairs and from what the old one did.
 
-        Raises PairsError or ValueError when the input cannot be trained on.
+        Raises PairsError or ValueError (RegionError for the region) when the input cannot be trained on.
         """  # fmt: skip
         super().__init__(backbone, recipe, concept.strip() or pairs.title or "unsafe content", UNSAFE_LEFT)
         self.pairs = pairs
-        self.new_words = [unsafe for unsafe, _ in with_new_words(pairs.held_out, pairs.pairs)]
         self.existing = existing
         self._text: dict[str, TokenStatistics] = {}  # by block
         if self.recipe.initial not in INITIAL or self.recipe.target not in TARGETS:
             raise ValueError(f"initial must be one of {INITIAL} and target one of {TARGETS}.")
-        if existing is not None and len(existing.parts) != 1:
-            raise RegionError("Training can go on from a region with one concept; this one has several.")
+        if existing is not None:
+            check_existing(existing, self.recipe.preset, backbone.signature(), self.example)
 
     # --- what it will take ---
 
@@ -80,6 +74,26 @@ class Trainer(TrainingRun):
         """The prompts of the run, split and varied: no more than fit into memory."""
         return build_sets(self.pairs, self.recipe.seed, self._most)
 
+    @cached_property
+    def new_words(self) -> list[str]:
+        """Unsafe prompts with words that stand in no pair that is learned from."""
+        held_out = set(self.sets.held_out)
+        learned, apart = ([pair for pair in self.pairs.pairs if (pair in held_out) == is_held] for is_held in (0, 1))
+        return list(dict.fromkeys(a for a, _ in with_new_words([*self.pairs.held_out, *apart], learned)))
+
+    @cached_property
+    def checked(self) -> dict[str, list[str]]:
+        """Harmless prompts that choose nothing, by kind."""
+        sets, own = self.sets, set(self.pairs.keep)
+        return {
+            "everyday": [prompt for prompt in sets.checked if prompt not in own], "variations": sets.checked_varied,
+            "long": sets.checked_long, "own": [prompt for prompt in sets.checked if prompt in own],
+        }  # fmt: skip
+
+    def tried(self) -> list[list[str]]:
+        """Prompts that only measure."""
+        return [self.new_words, *self.checked.values()]
+
     def prompts(self, crowds: bool = True) -> dict[str, list[str]]:
         """The prompts whose text states are kept, by what they are for; crowds come last."""
         sets = self.sets
@@ -90,6 +104,7 @@ class Trainer(TrainingRun):
             "held_safe": [safe for _, safe in sets.held_out],
             "harmless": sets.harmless,
             "calibration": sets.calibration,
+            "long": sets.long,
         }
         if not crowds:
             return found
@@ -101,10 +116,6 @@ class Trainer(TrainingRun):
         """What the run has to do."""
         return region_work(self)
 
-    def walls_are_fixed(self) -> bool:
-        """Whether the walls are those of the existing region."""
-        return self.existing is not None and bool(self.existing.parts[0].gates)
-
     # --- stages ---
 
     def count_steps(self) -> dict[str, int]:
@@ -113,10 +124,10 @@ class Trainer(TrainingRun):
         drawn = int(self.draws())
         if recipe.preset == "paper":
             return {"encode": 1, "discover": recipe.steps, "report": drawn}
-        encoding = sum(batches(len(prompts)) for prompts in [*self.prompts().values(), self.new_words])
+        encoding = sum(batches(len(prompts)) for prompts in [*self.prompts().values(), *self.tried()])
         moments = -(-min(recipe.trajectories, len(sets.pairs)) // TRAJECTORY_BATCH) * 4 if recipe.steps else 0
         harden = recipe.harden if self._searches() else 0
-        gate = 0 if self.walls_are_fixed() else GATE_STEPS // TOLD_EVERY * (1 + harden)
+        gate = GATE_STEPS // TOLD_EVERY * (1 + harden)
         return {
             "encode": encoding, "gate": gate, "calibrate": 1 + harden, "harden": 4 * harden, "instant": 1,
             "trajectories": moments, "discover": recipe.steps, "preview": recipe.previews() * drawn,
@@ -125,108 +136,157 @@ class Trainer(TrainingRun):
 
     def _searches(self) -> bool:
         """Whether prompts that evade the walls can be searched for."""
-        return self.backbone.can_denoise and not self.walls_are_fixed()
+        return self.backbone.can_denoise
 
     def _run_region(self) -> None:
         recipe, lists = self.recipe, self.prompts(crowds=False)
         encoded = {name: self._encode(prompts) for name, prompts in self.prompts().items()}
-        gated = gated_key(encoded["unsafe"])
-        states = {name: found[gated] for name, found in encoded.items() if gated in found}
-        if torch.equal(*same_length(states["unsafe"], states["safe"])):
+        taught = (encoded[name] for name in ("unsafe", "safe", "harmless"))
+        sources = [one for one in sources_of(*taught) if not alike(one, encoded)]
+        if not sources:
             raise PairsError("This text encoder reads both sides of every pair alike: is its model loaded and whole?")
+        known = known_walls(self.existing.parts[0]) if self.existing else []
+        judged_blocks = [one.block for one in (*sources, *(walls.source for walls in known))]
+        keys = dict.fromkeys(map(key_of, judged_blocks))
+        states = {name: {key: found[key] for key in keys if key in found} for name, found in encoded.items()}
         # crowds are for the walls only
         encoded = {name: {key: tokens[: len(lists[name])] for key, tokens in found.items()}
-                   for name, found in encoded.items()}  # fmt: skip
-        blocks = blocks_of(*(encoded[name] for name in lists if lists[name]))
-        constant = known_tokens(encoded["harmless"], encoded["unsafe"], [gated, *blocks])
-        gate = self._fit_gate(states, gated, constant)
+                   for name, found in encoded.items() if name != "long"}  # fmt: skip
+        blocks = blocks_of(*(encoded[name] for name in encoded if lists[name]))
+        constant = known_tokens(encoded["harmless"], encoded["unsafe"], [*judged_blocks, *blocks])
+        if known and self._seen_by(known, states, constant) >= SEEN:
+            sources = []
+        gates = self._fit_gates(states, sources, known, constant)
         for number in range(recipe.harden if self._searches() else 0):
-            found = self._evading(gated, gate, constant.get(gated))
+            found = self._evading(gates, constant)
             self._ledger.report("harden", 4, message=f"round {number + 1}: {len(found)} prompts evaded the gate")
             self.numbers.setdefault("evaded", []).append(len(found))
             if not found:
                 break
             # for the walls only: odd forms among the move's prompts made it weaker on all the others
             for name, side in (("unsafe", 0), ("safe", 1)):
-                states[name] = beside(states[name], self._encode([pair[side] for pair in found], False)[gated])
-            gate = self._fit_gate(states, gated, constant)
-        if self.new_words:
-            depths = prompt_depths(self._encode(self.new_words)[gated], gate, constant.get(gated))
-            self.numbers["calibration"] |= report.of_new_words(depths)
+                more = self._encode([pair[side] for pair in found], False)
+                states[name] = {key: beside(tokens, more[key]) for key, tokens in states[name].items() if key in more}
+            gates = self._fit_gates(states, sources, known, constant)
+        scopes = self._fit_scopes(states, gates, constant)
+        self._measure(Part("", {}, gates, constant, scopes))
         self._ledger.close("gate", "calibrate", "harden")
-        part = processes.agreed(self._instant_part(encoded, blocks, gated, gate, constant))
+        part = self._instant_part(encoded, blocks, gates, constant)
+        part = processes.agreed(replace(part, scopes=scopes))
         self._keep(part)
-        self.losses += self._instant_losses(states, gate, constant.get(gated))
+        if not recipe.steps:  # two points for the curve of a region without diffusion model: unsafe prompts left
+            self.losses += [1.0, 1.0 - self.numbers["calibration"]["unsafe_touched"]]
         self._ledger.report("instant", message="instant region ready")
         if recipe.steps:
             del encoded, states
             self._discover(part)
 
-    def _fit_gate(self, states: dict[str, Tensor], block: str, constant: dict[str, Tensor]) -> Gate:
-        existing = self.existing.parts[0].gates.get(block) if self.existing else None
-        known = constant.get(block)
+    def _seen_by(self, known: Sequence[Walls], states: Encoded, constant: dict[str, Tensor]) -> float:
+        """On which share of the unsafe prompts walls open."""
+        depths = torch.cat([torch.stack([walls.depths(states[name], constant) for walls in known]).amax(0)
+                            for name in ("unsafe", "held_unsafe")])  # fmt: skip
+        return touched_share(depths)
 
-        def visit(step: int, loss: float, now: Gate) -> None:
+    def _fit_gates(
+        self, states: Encoded, sources: Sequence[Source], known: Sequence[Walls], constant: dict[str, Tensor]
+    ) -> dict[str, Gate]:
+        """Gates by block: walls in each source beside those that are known, calibrated together."""
+        apart = kept_apart(states) if len(sources) > 1 else None
+        told, begun = GATE_STEPS // TOLD_EVERY, self._ledger.time.done["gate"]
+        some = {name: {key: few(tokens) for key, tokens in states[name].items()}
+                for name in ("calibration", "held_unsafe")}  # fmt: skip
+        walls: list[Walls] = []
+
+        def visit(step: int, loss: float, now: Walls) -> None:
             if step % TOLD_EVERY == TOLD_EVERY - 1:
-                some = (prompt_depths(few(states[name]), now, known) for name in ("calibration", "held_unsafe"))
-                self._ledger.report("gate", loss=loss, measure=WALLS, separation=self._told_apart(*some),
-                                    message="finding the walls")  # fmt: skip
+                done = (GATE_STEPS * len(walls) + step + 1) * told // (GATE_STEPS * len(sources))
+                depths = (now.depths(some[name], constant) for name in ("calibration", "held_unsafe"))
+                self._ledger.reach("gate", begun + done, loss=loss, measure=WALLS,
+                                   separation=self._told_apart(*depths), message="finding the walls")  # fmt: skip
 
-        gate = existing or fit_gate(states["unsafe"], states["safe"], states["harmless"], known, self._generator, visit)
-        harmless, unsafe, held = states["calibration"], states["unsafe"], states["held_unsafe"]
-        spare = 0.0 if existing else SPARE
-        gate, calibration = calibrate_gate(gate, harmless, unsafe, held, known, self.recipe.budget, spare)
-        self.numbers["calibration"] = calibration
-        self._depths = (prompt_depths(harmless, gate, known), prompt_depths(held, gate, known))
+        for source in sources:
+            walls.append(fit_walls(source, states, constant, self._generator, visit, apart))
+        gates, card, self._depths = calibrated(walls, known, states, constant, self.recipe.budget)
+        self.numbers["calibration"] = card
         self._ledger.report("calibrate", separation=self._told_apart(*self._depths),
-                            message=f"touches {calibration['harmless_touched']:.1%} of harmless prompts")  # fmt: skip
-        return gate
+                            message=f"at most {card['bound']:.1%} of harmless prompts are touched")  # fmt: skip
+        return gates
 
-    def _evading(self, block: str, gate: Gate, constant: Tensor | None) -> list[tuple[str, str]]:
-        """Unsafe prompts, and their safe counterparts, that the gate does not see."""
+    def _fit_scopes(self, states: Encoded, gates: dict[str, Gate], constant: dict[str, Tensor]) -> dict[str, Scope]:
+        """What prompts look like in each block that has a gate."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        found = {block: fit_scope(cut(states["harmless"], block), cut(states["calibration"], block),
+                                  cut(states["harmless"], block)[:1], constant.get(block), generator)
+                 for block in gates if key_of(block) in states["calibration"]}  # fmt: skip
+        return {block: scope for block, scope in found.items() if scope}
+
+    def _measure(self, part: Part) -> None:
+        """What gates and scopes do to prompts that chose nothing."""
+
+        def depths(prompts: Sequence[str]) -> Tensor:
+            encoded = self._encode(prompts)
+            walls = gate_depths(encoded, part.gates, part.constant)
+            return torch.where(beyond_scope(encoded, part), walls.clamp(min=1e-6), walls)
+
+        if self.new_words:
+            self.numbers["calibration"] |= report.of_new_words(depths(self.new_words))
+        found = {kind: depths(prompts) for kind, prompts in self.checked.items() if prompts}
+        self.numbers["calibration"] |= checked_card(found)
+
+    def _evading(self, gates: dict[str, Gate], constant: dict[str, Tensor]) -> list[tuple[str, str]]:
+        """Unsafe prompts, and their safe counterparts, that the gates do not see."""
 
         def depth_of(prompts: Sequence[str]) -> Tensor:
-            return prompt_depths(stacked(self.backbone.encode(prompts))[block], gate, constant)
+            return gate_depths(stacked(self.backbone.encode(prompts)), gates, constant)
 
         rng = Random(self.recipe.seed + len(self.numbers.get("evaded", ())))
         return evading(self.backbone, self.sets.pairs, self.sets.harmless[1:], depth_of, rng, self._generator)
 
     def _instant_part(
-        self, encoded: dict[str, dict[str, Tensor]], blocks: Sequence[str], gated: str, gate: Gate,
-        constant: dict[str, Tensor],
+        self, encoded: Encoded, blocks: Sequence[str], gates: dict[str, Gate], constant: dict[str, Tensor]
     ) -> Part:  # fmt: skip
-        recipe, moves = self.recipe, {}
-        known = self.existing.parts[0].moves if self.existing else {}
+        recipe, old = self.recipe, self.existing.parts[0] if self.existing else None
+        moves = dict(old.moves) if old else {}
+        if old:  # what its walls open on is to be moved, whoever calls it harmless
+            shut = {name: gate_depths(encoded[name], old.gates, constant) <= 0 for name in ("harmless", "calibration")}
+            encoded = {**encoded, **{name: {key: states[rows] for key, states in encoded[name].items()}
+                                     for name, rows in shut.items()}}  # fmt: skip
         for block in blocks:
             states = {name: cut(found, block) for name, found in encoded.items() if found}
-            normalised = known.get(block)
-            if normalised is None or normalised.scale is None:
-                normalised = gate if block == gated else None
-            if normalised is not None:
-                mean, scale = normalised.mean, normalised.scale
-            else:
-                both = [states["unsafe"], states["harmless"]]
-                mean, scale = statistics(both, [judged_all(tokens, constant.get(block)) for tokens in both])
+            known = old.moves.get(block) if old else None
+            mean, scale = self._normalised(block, known, gates, states, constant)
             pairs, held_out, still, held_still = (
                 token_statistics(*same_length(states[source], states[target]), mean, scale, constant.get(block))
                 for source, target in (("unsafe", "safe"), ("held_unsafe", "held_safe"),
                                        ("harmless", "harmless"), ("calibration", "calibration"))
             )  # fmt: skip
+            if known:
+                kept = seen_by_old(known, still)
+                pairs, held_out = pairs.beside(kept, 1.0), held_out.beside(kept, 1.0)
             self._text[block] = pairs.beside(still)
             rank = min(recipe.rank, len(mean))
-            if recipe.initial == "instant":
+            if known:
+                moves[block] = extended_move(known, self._text[block], held_out.beside(held_still), rank)
+            elif recipe.initial == "instant":
                 moves[block] = instant_move(self._text[block], held_out.beside(held_still), rank)
             elif recipe.initial == "difference":
                 moves[block] = difference_move(pairs, rank, recipe.seed)
             else:
                 moves[block] = zero_move(pairs, rank, recipe.seed)
-        moves |= {block: move for block, move in known.items() if block in moves}
-        return Part(slug(self.concept), moves, {gated: gate}, constant)
+        return Part(slug(self.concept), moves, gates, constant)
 
-    def _instant_losses(self, states: dict[str, Tensor], gate: Gate, constant: Tensor | None) -> list[float]:
-        """Two points for the curve of a region without diffusion model: unsafe prompts left, before and after."""
-        touched = float((prompt_depths(states["unsafe"], gate, constant) > 0).float().mean())
-        return [] if self.recipe.steps else [1.0, 1.0 - touched]
+    def _normalised(
+        self, block: str, known: Move | None, gates: dict[str, Gate], states: dict[str, Tensor],
+        constant: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Mean and scale [D] for a block's move: those that it has, those of a gate, or those of the states."""
+        gate = gates.get(block)
+        if known is not None and known.mean is not None and known.scale is not None:
+            return known.mean, known.scale
+        if gate is not None and bool((gate.weight != 0).all()):  # it looks at every feature
+            return gate.mean, gate.scale
+        both = [states["unsafe"], states["harmless"]]
+        return statistics(both, [judged_all(tokens, constant.get(block)) for tokens in both])
 
     def _discover(self, part: Part) -> None:
         recipe = self.recipe
@@ -264,7 +324,8 @@ class Trainer(TrainingRun):
                         self._generator, visit, self._text, recipe.text_weight)  # fmt: skip
         held_out = self.sets.held_out[:STRENGTH_PROMPTS]
         entries = list(zip(*(self.backbone.encode([pair[side] for pair in held_out]) for side in (0, 1))))
-        strength = settle_strength(self.backbone, entries, part, self._generator)
+        # an old concept is not to fade a little each time
+        strength = 1.0 if self.existing else settle_strength(self.backbone, entries, part, self._generator)
         part = scaled(part, strength)
         safe = safe_share(self.backbone, entries, part, self._generator)
         self.numbers |= {"strength": strength, "drawn_safely": safe}
@@ -301,6 +362,8 @@ class Trainer(TrainingRun):
             "recipe": self.recipe.describe() | {"pairs": len(self.pairs.pairs), "pairs_hash": digest},
             "calibration": self.numbers.get("calibration", {}),
         }
+        if self.existing:
+            metadata["continued_from"] = {"name": self.existing.name, "hash": self.existing.parts[0].id}
         self.region = Region((detached(part),), metadata | self._so_far())
 
     def preview_prompts(self) -> list[str]:

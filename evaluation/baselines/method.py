@@ -17,6 +17,7 @@ from ...demo.networks import Attention, TextBlock, UNet
 from ...region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning
 from ...region.region import Region
 from ...region.steering import displacement, judged, openness, worst_depth
+from ..rebuilt import encode_rebuilt
 
 Conditioning = list[Entry]  # of one prompt: one entry, or several that share its sampling between them
 
@@ -110,8 +111,8 @@ def _with_slope(states: Tensor, region: Region, strength: float, always: bool) -
 
 
 def plain_positive(backbone: DemoBackbone) -> Callable[[Sequence[str]], list[Conditioning]]:
-    """Each prompt as the text encoder has it."""
-    return lambda prompts: [[entry] for entry in backbone.encode(prompts)]
+    """Each prompt as the text encoder has it, and rebuilt where it says so."""
+    return lambda prompts: [[entry] for entry in encode_rebuilt(backbone, prompts)]
 
 
 def shown(words: Sequence[str]) -> str:

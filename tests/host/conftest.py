@@ -24,7 +24,7 @@ def _load(name: str) -> ModuleType:
 
 
 # pytest's importlib mode does not put this folder on the path
-for _name in ("host", "browser", "examples", "pictures"):
+for _name in ("host", "browser", "drawing", "examples", "pictures"):
     _load(_name)
 
 

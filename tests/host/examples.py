@@ -11,6 +11,7 @@ from host import PACK, links_of, widget_names
 
 Workflow = dict[str, Any]
 NAMES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
+GUARDED = sorted(path.stem for path in (PACK / "subgraphs").glob("Safe Text to *.json"))
 TRY_IT = "Safe Region 1 - Try it - NSFW safety filter"
 TRAIN = "Safe Region 2 - Train - remove a concept"
 GIVEN = "Safe Region 3 - Use a region - moderation"
@@ -42,6 +43,27 @@ SMALL = {
 
 def example(name: str) -> Workflow:
     return json.loads((PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def with_region(name: str) -> Workflow:
+    """A guarded blueprint with the demo's region connected, and its verdict shown."""
+    workflow = json.loads((PACK / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
+    (node,) = workflow["nodes"]
+    slot = [slot["name"] for slot in node["inputs"]].index("region")
+    verdict = [slot["name"] for slot in node["outputs"]].index("opened")
+    loader = {
+        "id": 2, "type": "SafeRegionLoader", "pos": [-420, 0], "size": [360, 400], "flags": {}, "order": 0, "mode": 0,
+        "inputs": [{"name": "region_name", "type": "COMBO", "widget": {"name": "region_name"}, "link": None}],
+        "outputs": [{"name": "region", "type": "SAFE_REGION", "links": [1]}], "properties": {},
+        "widgets_values": ["demo-weapons.safetensors"],
+    }  # fmt: skip
+    shown = {
+        "id": 3, "type": "PreviewAny", "pos": [460, 0], "size": [260, 120], "flags": {}, "order": 2, "mode": 0,
+        "inputs": [{"name": "source", "type": "*", "link": 2}], "outputs": [], "properties": {}, "widgets_values": [],
+    }  # fmt: skip
+    node["inputs"][slot]["link"], node["outputs"][verdict]["links"] = 1, [2]
+    links = [[1, 2, 0, 1, slot, "SAFE_REGION"], [2, 1, verdict, 3, 0, "BOOLEAN"]]
+    return {**workflow, "last_node_id": 3, "last_link_id": 2, "nodes": [loader, node, shown], "links": links}
 
 
 def slug(name: str) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 PACK = Path(__file__).parents[2]
 PACK_FOLDER = "Safe Region v0.1"  # ComfyUI must not mind spaces and dots
 LEFT_OUT = (".git", "__pycache__", "tests", "build", "*.egg-info", ".venv", ".host", ".*_cache")
-EVERYDAY = 150
+EVERYDAY = 1200
+RENAMED = {"TestOldName": "SafeRegionConditioning"}  # as if that node had been called so
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 WITH_LLAMA = ("HiDream", "HunyuanVideo")
 OURS = ("safe_region", "safe-region", "Safe Region", "SafeRegion")
@@ -182,11 +183,14 @@ def prepare_base(base: Path, folder: str = PACK_FOLDER) -> None:
     """Copy the pack, and the tests' own models, into the base directory's custom_nodes."""
     nodes = base / "custom_nodes"
     shutil.copytree(PACK, nodes / folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    for models in ("other_model", "family_models"):
+    for models in ("other_model", "family_models", "weight_kinds", "wiring_nodes"):
         shutil.copytree(Path(__file__).parent / models, nodes / models)
     # the encoder reads all of these in every training: fewer make the tests faster, and change nothing they look at
     everyday = nodes / folder / "training" / "everyday.txt"
     everyday.write_text("\n".join(everyday.read_text(encoding="utf-8").splitlines()[:EVERYDAY]), encoding="utf-8")
+    renamed = nodes / folder / "nodes" / "renamed.py"
+    known = renamed.read_text(encoding="utf-8").replace("str] = {}", f"str] = {RENAMED}", 1)
+    renamed.write_text(known, encoding="utf-8")
     extra = os.environ.get("SAFE_REGION_TEST_WEIGHTS")  # weights to use where the pack has none yet
     if extra:
         shutil.copytree(extra, nodes / folder / "demo" / "weights", dirs_exist_ok=True)

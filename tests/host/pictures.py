@@ -39,6 +39,7 @@ NODES = {
     "SafeRegionConditioning": APPLY,
     "SafeRegionDemoModel": APPLY,
     "SafeRegionGuardModel": GUARD,
+    "SafeRegionGuardReport": None,
     "SafeRegionInspect": INSPECT,
     "SafeRegionLoader": INSPECT,
     "SafeRegionPromptPairs": TRAIN_AND_APPLY,

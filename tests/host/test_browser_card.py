@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -124,7 +125,7 @@ def card(comfy_page: Any) -> Card:
 
 def test_the_card_shows_the_region_and_follows_the_list(card):
     card.open(DEMO)
-    card.shows("weapons", "Safe Region demo CLIP", "held-out words 100% → 0%", "touches at most 1.0% of harmless")
+    card.shows("weapons", "Safe Region demo CLIP", "held-out words 100% → 0%", "at most 1.2% of prompts")
     card.comfy.keep("card", fit=False)
     assert card.carried() == {"name": DEMO, "sha256": card.carried()["sha256"]} and len(card.carried()["sha256"]) == 64
     assert card.labels() == ["Upload…", "Embed in workflow"]
@@ -186,7 +187,7 @@ def test_the_list_says_what_each_file_is(card):
     card.shows("weapons")
     combo = "app.graph.getNodeById(1).widgets[0]"
     card.comfy.until(f"{combo}.options.getOptionLabel('{DEMO}') === 'demo-weapons · weapons · Safe Region demo CLIP'")
-    label = "demo-gender · gender · Safe Region demo CLIP · balance"
+    label = "demo-gender · gender · Safe Region demo CLIP · balance · weak"
     assert card.page.evaluate(f"{combo}.options.getOptionLabel('demo-gender.safetensors')") == label
     if card.comfy.vue:
         return  # where Nodes 2.0 shows other words than values, it asks the same function
@@ -286,6 +287,50 @@ def test_an_embedded_region_travels_with_the_workflow(card, request):
     assert "data" not in card.carried() and card.runs()
 
 
+def brought(name: str, content: bytes) -> str:
+    """What a workflow carries that somebody made."""
+    data = base64.b64encode(content).decode()
+    return json.dumps({"name": name, "sha256": hashlib.sha256(content).hexdigest(), "data": data})
+
+
+@pytest.mark.parametrize("choice", ["Use my file", "Use the one in the workflow"])
+def test_a_region_that_came_under_the_name_of_ones_own_waits_for_a_yes(card, request, choice):
+    name = f"guard-{request.node.callspec.id}".replace(" ", "-") + ".safetensors"
+    own, theirs = demo(name="my guard"), demo(name="their guard")
+    (card.folder / name).write_bytes(own)
+    card.page.evaluate("app.refreshComboInNodes()")
+    card.open(name, brought(name, theirs))
+    card.shows("Not your file.", "differs from your own file of that name", "their guard")
+    card.comfy.keep("differs", fit=False)
+    assert "differs from your own file" in card.refused()
+    card.press(choice)
+    card.page.wait_for_function("card => !document.querySelector(card).textContent.includes('Not your file')", arg=CARD)
+    if choice == "Use my file":
+        card.shows("my guard")
+        assert card.values()[0] == name and "data" not in card.carried()
+    else:
+        card.shows("Came with the workflow, not from your folder", "their guard", "embedded, ")
+        card.comfy.keep("brought", fit=False)
+        listed = f"{name.removesuffix('.safetensors')} ({card.carried()['sha256'][:12]}).safetensors"
+        assert card.values()[0] == card.carried()["name"] == listed
+        assert base64.b64decode(card.carried()["data"]) == theirs
+    saved = card.comfy.workflow()
+    assert card.runs() and (card.folder / name).read_bytes() == own
+    card.comfy.load(saved)  # the choice is in the workflow
+    card.shows("my guard" if choice == "Use my file" else "Came with the workflow")
+    assert card.values() == values_of(saved)
+
+
+def test_a_region_that_no_folder_has_says_where_it_is_from(card, request):
+    name = f"nowhere-{request.node.callspec.id}.safetensors"
+    card.open(name, brought(name, demo(name="from somewhere")))
+    card.shows("Came with the workflow, not from your folder", "its effect here is unknown", "from somewhere")
+    card.press("Save as file")
+    card.page.get_by_text("Region saved").first.wait_for(timeout=10_000)
+    card.page.wait_for_function("card => !document.querySelector(card).textContent.includes('Came with')", arg=CARD)
+    assert (card.folder / name).is_file() and card.runs()
+
+
 def test_missing_and_changed_regions_stop_the_run(card, request):
     name = f"changing-{request.node.callspec.id}.safetensors"
     (card.folder / name).write_bytes(demo(name="before", source="https://example.org/region"))
@@ -344,7 +389,7 @@ def test_a_malicious_file_and_workflow_do_nothing(card, place):
         odd = {"encoder": {"name": HTML}, "recipe": [HTML], "calibration": {"bound": HTML}, "shares": {HTML: 0.5},
                "measured": {HTML: {"unsafe_before": 1.0, "unsafe_after": 0.0}, "x": HTML}}  # fmt: skip
         (card.folder / "odd.safetensors").write_bytes(demo(**dict.fromkeys(fields, HTML), **odd))
-        (card.folder / "long.safetensors").write_bytes(demo(**dict.fromkeys(fields, "x" * 1_000_000)))
+        (card.folder / "long.safetensors").write_bytes(demo(**dict.fromkeys(fields, "x" * 100_000)))
         card.page.evaluate("app.refreshComboInNodes()")
         card.open("long.safetensors")
         card.shows("x" * 79 + "…")

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import pictures
 import pytest
+from browser import add_blueprint
 from examples import (
     APPLY,
     FLUX_TRAIN,
@@ -155,20 +156,6 @@ def test_a_node_that_is_in_no_example(comfy_page, kind):
     assert len(pictured.convert("L").resize((40, 40)).getcolors()) > 8, "an empty picture"
     if pictures.FOLDER and comfy_page.page.evaluate("window.LiteGraph.vueNodesMode"):
         pictures.save(pictured, pictures.FOLDER / "web" / "docs" / "images" / f"{kind}.png")
-
-
-def add_blueprint(comfy_page: Any, name: str) -> None:
-    """Find a blueprint by its name and put it into the open workflow."""
-    page = comfy_page.page
-    page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    page.locator("input:focus").wait_for()
-    page.keyboard.type(name)
-    page.get_by_text(name).last.wait_for()
-    page.wait_for_timeout(500)
-    page.keyboard.press("Enter")
-    page.wait_for_timeout(300)
-    page.mouse.click(800, 900)  # newer frontends ask where
-    comfy_page.until(f"window.app.graph.nodes.some((node) => node.title === '{name}')")
 
 
 def halves_are_the_same(pictures_: list[Image.Image]) -> list[bool]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 SAID = ["SafeRegionBalance", "SafeRegionCombine", "SafeRegionConditioning", "SafeRegionGuardModel",
-        "SafeRegionPromptPairs", "SaveSafeRegion"]  # fmt: skip
+        "SafeRegionGuardReport", "SafeRegionPromptPairs", "SaveSafeRegion"]  # fmt: skip
 NODES = [*SAID, "SafeRegionDemoModel", "SafeRegionInspect", "SafeRegionLoader", "TrainBalanceRegion", "TrainSafeRegion"]
 TRAIN = ["TrainBalanceRegion", "TrainSafeRegion"]
 TEXTS = ["outside at \"knife\", moved", "すべてのプロンプトは領域の内側にあります。何も変わりません 🔫🌷",

@@ -3,59 +3,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from host import PACK, Graph
+from drawing import Drawing
+from host import PACK
 from safetensors.torch import save_file
+
+from comfyui_safe_region.region import load_region, save_region
 
 pytestmark = pytest.mark.skipif(
     not (PACK / "demo" / "regions" / "demo-weapons.safetensors").exists(), reason="the example region is not made yet"
 )
 UNSAFE, HARMLESS, OTHER = "a kitchen knife on a red background", "a cat in the park", "a tree at night"
-STEPS = 3
 # weights of the demo model that the test's LoRA changes
 WEIGHTS = {"diffusion_model.time.2": (256, 256),
            "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc2": (192, 768)}  # fmt: skip
-
-
-class Drawing(Graph):
-    """A graph on the demo model; `pictures` are the preview nodes whose images are looked at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.demo = self.add("SafeRegionDemoModel")
-        self.region = self.add("SafeRegionLoader", region_name="demo-weapons.safetensors")
-        self.pictures: list[str] = []
-
-    def text(self, text: str, clip: list | None = None) -> list:
-        return self.add("CLIPTextEncode", clip=clip or self.demo(1), text=text)(0)
-
-    def steered(self, conditioning: list, **options) -> list:
-        given = {"strength": 1.0, "mode": "auto", "start": 0.0, "end": 1.0} | options
-        return self.add("SafeRegionConditioning", conditioning=conditioning, region=self.region(0), **given)(0)
-
-    def guarded(self, model: list | None = None, **options) -> list:
-        given = {"strength": 1.0, "mode": "auto", "start": 0.0, "end": 1.0} | options
-        return self.add("SafeRegionGuardModel", model=model or self.demo(0), region=self.region(0), **given)(0)
-
-    def latent(self) -> list:
-        return self.add("EmptyLatentImage", width=128, height=128, batch_size=1)(0)
-
-    def decode(self, latent: list) -> None:
-        picture = self.add("VAEDecode", samples=latent, vae=self.demo(2))(0)
-        self.pictures.append(self.add("PreviewImage", images=picture)()[0])
-
-    def draw(self, positive: list, model: list | None = None, negative: list | None = None, cfg: float = 4.0) -> None:
-        self.decode(self.add(
-            "KSampler", model=model or self.demo(0), positive=positive, negative=negative or self.text(""),
-            latent_image=self.latent(), seed=5, steps=STEPS, cfg=cfg, sampler_name="euler", scheduler="normal",
-            denoise=1.0,
-        )(0))  # fmt: skip
-
-    def run(self, comfy) -> list[bytes]:
-        outputs = comfy.run(self.prompt)
-        return [comfy.image(outputs[name]["images"][0]) for name in self.pictures]
 
 
 # --- ways in which nodes change or combine prompts: (graph, prompts) -> conditioning ---
@@ -123,7 +87,7 @@ def test_steering_before_or_after_is_the_same_and_the_guard_does_it_too(comfy, w
     assert before != after and all(other == after for other in others)
 
 
-@pytest.mark.parametrize("way", APART + MIXED, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", [*APART, joined], ids=lambda way: way.__name__)
 def test_harmless_prompts_draw_the_same_to_the_bit(comfy, way: Way):
     g = Drawing()
     plain = way(g, g.text(HARMLESS), g.text(OTHER))
@@ -158,6 +122,41 @@ def test_a_later_start_meets_a_range_that_is_already_there(comfy):
     plain, after, guarded_after, within, guarded_within, all_of_it = g.run(comfy)
     assert after == plain == guarded_after
     assert within == guarded_within and within not in (plain, all_of_it)
+
+
+def test_nothing_before_disarms_a_later_node_or_guard(comfy):
+    g = Drawing()
+    unsafe = g.text(UNSAFE)
+    g.draw(unsafe)
+    g.draw(g.steered(unsafe))
+    for weaker in ({"strength": 0.01}, {"strength": 0.5}, {"start": 0.3, "end": 0.6}, {"end": 0.5}):
+        g.draw(g.steered(unsafe, **weaker), model=g.guarded())
+        g.draw(unsafe, model=g.guarded(g.guarded(**weaker)))
+        g.draw(unsafe, model=g.guarded(g.guarded(), **weaker))
+        g.draw(g.steered(g.steered(unsafe, **weaker)))
+    plain, steered, *others = g.run(comfy)
+    assert plain != steered and all(other == steered for other in others)
+
+
+@pytest.mark.parametrize("way", ["steered", "guarded"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"strength": -1.0}, "must be a number from 0 to 4"), ({"strength": 1e30}, "must be a number from 0 to 4"),
+        ({"start": -1.0}, "must lie between 0 and 1"), ({"end": 7.0}, "must lie between 0 and 1"),
+        ({"start": 0.5, "end": 0.5}, "start before end"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_a_link_brings_past_the_widgets_are_refused(comfy, way, how, said):
+    g = Drawing()
+    linked = {name: g.add("TestNumber", value=value)(0) for name, value in how.items()}
+    if way == "steered":
+        g.draw(g.steered(g.text(UNSAFE), **linked))
+    else:
+        g.draw(g.text(UNSAFE), model=g.guarded(**linked))
+    with pytest.raises(RuntimeError, match=said):
+        g.run(comfy)
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +209,11 @@ def _sampled(g: Drawing, kind: str, positive: list, model: list) -> list:
     """A latent, drawn by one of ComfyUI's ways to sample."""
     empty, latent = g.text(""), g.latent()
     if kind == "advanced":
-        return g.add("KSamplerAdvanced", model=model, add_noise="enable", noise_seed=5, steps=STEPS, cfg=4.0,
+        return g.add("KSamplerAdvanced", model=model, add_noise="enable", noise_seed=5, steps=Drawing.STEPS, cfg=4.0,
                      sampler_name="euler", scheduler="normal", positive=positive, negative=empty, latent_image=latent,
                      start_at_step=0, end_at_step=10, return_with_leftover_noise="disable")(0)  # fmt: skip
     sampler = g.add("KSamplerSelect", sampler_name="euler")(0)
-    sigmas = g.add("BasicScheduler", model=model, scheduler="normal", steps=STEPS, denoise=1.0)(0)
+    sigmas = g.add("BasicScheduler", model=model, scheduler="normal", steps=Drawing.STEPS, denoise=1.0)(0)
     if kind == "custom":
         return g.add("SamplerCustom", model=model, add_noise=True, noise_seed=5, cfg=4.0, positive=positive,
                      negative=empty, sampler=sampler, sigmas=sigmas, latent_image=latent)(0)  # fmt: skip
@@ -310,8 +309,40 @@ def test_apply_says_what_it_found(comfy, text, options, said, tone):
     assert found["text"][0].startswith(said) and found["safe_region_tone"] == [tone]
 
 
+def test_what_no_text_encoder_writes_is_moved_and_says_so(comfy):
+    g = Drawing()
+    scaled = g.add("ConditioningAverage", conditioning_to=g.text(HARMLESS), conditioning_from=g.text(OTHER),
+                   conditioning_to_strength=0.5)(0)  # fmt: skip
+    steered = g.steered(scaled)
+    g.draw(scaled)
+    g.draw(steered)
+    g.draw(scaled, model=g.guarded())
+    outputs = comfy.run(g.prompt)
+    (plain,), (after,), (guarded,) = g.pixels(comfy, outputs)
+    assert plain != after == guarded
+    assert outputs[steered[0]]["text"][0].startswith("Averaged, scaled or changed after the text encoder")
+
+
+def test_a_weak_region_says_so_on_every_node_that_uses_it(comfy):
+    region = load_region(PACK / "demo" / "regions" / "demo-weapons.safetensors")
+    weak = region.metadata["calibration"] | {"held_out_unsafe_touched": 0.3}
+    save_region(replace(region, metadata=region.metadata | {"calibration": weak}),
+                comfy.base / "models" / "safe_regions" / "weak.safetensors")  # fmt: skip
+    g = Drawing()
+    g.region = g.add("SafeRegionLoader", region_name="weak.safetensors")
+    steered, model = g.steered(g.text(UNSAFE)), g.guarded()
+    g.draw(steered, model)
+    saved = g.add("SaveSafeRegion", region=g.region(0), name="still-weak")()
+    seen = g.add("SafeRegionInspect", clip=g.demo(1), text=UNSAFE, region=g.region(0))()
+    outputs = comfy.run(g.prompt)
+    for name in (steered[0], model[0], saved[0], seen[0]):
+        assert "This region is weak" in "\n".join(outputs[name]["text"]), g.prompt[name]["class_type"]
+    (record,) = outputs[model[0]]["safe_region_guard"]
+    assert "This region is weak" in "\n".join(record["text"])
+
+
 def test_a_guard_says_that_it_waits(comfy):
     g = Drawing()
     model = g.guarded(strength=0.95)
     g.draw(g.text(HARMLESS), model)
-    assert comfy.run(g.prompt)[model[0]]["text"] == ["On guard; no sampler has used this model yet."]
+    assert comfy.run(g.prompt)[model[0]]["text"][0].startswith("On guard")

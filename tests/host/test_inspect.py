@@ -11,7 +11,9 @@ from host import NO_WORDS, Graph, lacks_words
 from PIL import Image
 
 FAMILIES = ("SD 1.x", "SDXL", "SD3", "Flux", "Flux.2", "Qwen-Image", "Z-Image", "HiDream", "HunyuanVideo", "Wan",
-            "HunyuanDiT", "OmniGen2", "Lumina 2", "HunyuanImage 2.1", "Kandinsky 5", "Chroma")  # fmt: skip
+            "HunyuanDiT", "OmniGen2", "Lumina 2", "HunyuanImage 2.1", "Kandinsky 5", "Chroma", "Ovis",
+            "NewBie", "Flux.2 Klein 4B", "LongCat", "PixelDiT", "CogVideoX", "Boogu", "Mage-Flow", "JoyImage",
+            "Ernie-Image", "Ideogram 4", "Krea 2", "Lens", "LTX-2", "MiniMax H3")  # fmt: skip
 SAME = "on a red table in the park there is a "
 OTHER = SAME + "knife"
 ONES = "|".join(SAME + word for word in ("cup", "dog", "lamp", "tree", "house", "plate", "chair", "purse", "cable"))

@@ -80,7 +80,7 @@ function list(node) {
   combo.options.getOptionLabel = few ? listed : undefined;
 }
 
-/** @type {Record<string, { label: string, kind: string }>} what the server says of each file in the list */
+/** @type {Record<string, { label: string, kind: string, poor: string }>} what the server says of each file in the list */
 let described = {};
 
 async function readList() {
@@ -94,8 +94,9 @@ async function readList() {
 
 /** How a file stands in the list: with its concept and model. @param {string | null} name */
 function listed(name) {
-  const { label = "", kind = "" } = described[name ?? ""] ?? {};
-  const more = [label, kind === "balance" ? t("balance") : ""].filter(Boolean);
+  const { label = "", kind = "", poor = "" } = described[name ?? ""] ?? {};
+  const said = { weak: t("weak"), useless: t("useless") }[poor];
+  const more = [label, kind === "balance" ? t("balance") : "", said].filter(Boolean);
   return more.length ? [name?.replace(/\.safetensors$/, ""), ...more].join(" · ") : name ?? "";
 }
 
@@ -127,6 +128,22 @@ async function remove(node, reply) {
   await refresh(node, { carried: JSON.stringify(rest) });
 }
 
+/** Go on with the region that the workflow brought, under a name that says which one it is and that no file has. */
+async function keepBrought(node) {
+  const brought = carriedBy(node);
+  const name = `${chosen(node).replace(/\.safetensors$/i, "")} (${brought.sha256.slice(0, 12)}).safetensors`;
+  widget(node, CARRIED).value = JSON.stringify({ ...brought, name });
+  widget(node, "region_name").value = name;
+  list(node);
+  await settle(node);
+}
+
+/** Ask anew after a choice; what an earlier run said is no longer so. */
+async function settle(node, changes = {}) {
+  showError(node, "");
+  await refresh(node, changes);
+}
+
 /** A file chooser for region files. */
 function browse(node) {
   const input = element("input", { type: "file", accept: ".safetensors" });
@@ -140,6 +157,7 @@ function browse(node) {
 function trouble(state) {
   if (state === "missing") return t("Missing");
   if (state === "changed") return t("Changed");
+  if (state === "differs") return t("Not your file");
   return state === "damaged" ? t("Damaged") : "";
 }
 
@@ -162,9 +180,16 @@ function row(name, value) {
   return element("div", {}, element("span", { textContent: `${name} `, style: { color: "var(--descrip-text)" } }), value);
 }
 
+/** Ways out of what is wrong. @returns {HTMLElement[]} */
+function choices(node, { state, in_folder: there }) {
+  const own = () => settle(node, { carried: "" });
+  if (state === "differs") {
+    return [button(t("Use my file"), own), button(t("Use the one in the workflow"), () => keepBrought(node))];
+  }
+  return there && state !== "missing" ? [button(t("Use the file as it is now"), own)] : [];
+}
+
 function alertBox(node, reply) {
-  const accept = reply.in_folder && reply.state !== "missing"
-    && button(t("Use the file as it is now"), () => refresh(node, { carried: "" }));
   return element("div", {
     role: "alert",
     style: {
@@ -174,7 +199,7 @@ function alertBox(node, reply) {
   },
   element("span", {},
     element("strong", { textContent: `${trouble(reply.state)}. `, style: { color: "var(--error-text)" } }), reply.message),
-  accept || null);
+  ...choices(node, reply));
 }
 
 function heading(card, embedded) {
@@ -256,7 +281,7 @@ function show(node, reply) {
     style: {
       flex: "1 1 0px", minHeight: "222px", overflow: "auto", display: "flex", flexDirection: "column", gap: "3px",
     },
-  }, trouble(reply.state) ? alertBox(node, reply) : null,
+  }, trouble(reply.state) ? alertBox(node, reply) : reply.message && toned({ text: reply.message, tone: "warn" }),
   ...(reply.card ? facts(reply.card, reply.state === "embedded") : []));
   if (trouble(reply.state)) showError(node, ""); // the card says it, and how to mend it
   card.replaceChildren(about, buttons(node, reply));

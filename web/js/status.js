@@ -6,7 +6,7 @@ import { findNode, grow, onExecuted, panel, toned } from "./panel.js";
 
 const NODES = [
   "SafeRegionBalance", "SafeRegionCombine", "SafeRegionConditioning", "SafeRegionDemoModel", "SafeRegionGuardModel",
-  "SafeRegionPromptPairs", "SaveSafeRegion",
+  "SafeRegionGuardReport", "SafeRegionPromptPairs", "SaveSafeRegion",
 ];
 
 /**
@@ -17,6 +17,12 @@ function lines({ text, safe_region_tone: tones, heading }) {
   const first = heading ? `${heading} ` : "";
   return [text].flat().map((line, i) => ({ text: i ? line : first + line, tone: tones?.[i] }));
 }
+
+/**
+ * What a guard did so far, or else what the node said when it ran.
+ * @param {any} output
+ */
+const said = (output) => (output.safe_region_guard ?? [output]).flatMap(lines);
 
 /** @param {any} node @param {import("./panel.js").Verdict[]} verdicts */
 function show(node, verdicts) {
@@ -38,6 +44,6 @@ app.registerExtension({
   },
   setup() {
     ready = true;
-    onExecuted(NODES, (node, output) => output.text && show(node, lines(/** @type {any} */ (output))));
+    onExecuted(NODES, (node, output) => output.text && show(node, said(output)));
   },
 });

@@ -28,7 +28,9 @@ export async function upload(file, overwrite = false) {
   if (overwrite) form.append("overwrite", "true");
   let answer, reply;
   try {
-    answer = await api.fetchApi("/safe_region/upload", { method: "POST", body: form });
+    // no other site can send this header (nodes/origins.py)
+    const headers = { "X-Safe-Region": "1" };
+    answer = await api.fetchApi("/safe_region/upload", { method: "POST", body: form, headers });
     reply = await answer.json();
   } catch (error) {
     tell("error", t("The file was not uploaded."), String(error?.message ?? error));

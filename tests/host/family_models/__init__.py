@@ -23,12 +23,13 @@ class TestFamily(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="TestFamily", category="testing", inputs=[io.Combo.Input("family", options=AVAILABLE)],
+            node_id="TestFamily", category="testing",
+            inputs=[io.Combo.Input("family", options=AVAILABLE), io.Int.Input("copy", default=1, optional=True)],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, family):
+    def execute(cls, family, copy=1):
         return io.NodeOutput(*build(family))
 
 
@@ -105,15 +106,34 @@ class TestLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent):
         samples = latent["samples"]
-        digest = hashlib.sha256(samples.contiguous().numpy().tobytes()).hexdigest()
-        found = {"shape": list(samples.shape), "hash": digest, "finite": bool(torch.isfinite(samples).all())}
+        parts = samples.unbind() if samples.is_nested else [samples]  # a film and its sound
+        digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
+        finite = all(bool(torch.isfinite(part).all()) for part in parts)
+        found = {"shape": [list(part.shape) for part in parts], "hash": digest, "finite": finite}
         return io.NodeOutput(ui={"text": [json.dumps(found)]})
+
+
+class TestPose(io.ComfyNode):
+    """What Wan Animate 2's own node adds to a prompt: its text a second time, for the pose, and the pose of a frame."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestPose", category="testing", inputs=[io.Conditioning.Input("conditioning")],
+            outputs=[io.Conditioning.Output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, conditioning):
+        pose = {"pose_video_latent": torch.ones(1, 16, 1, 8, 8), "cross_attn_pose": conditioning[0][0]}
+        return io.NodeOutput([[tensor, {**options, **pose}] for tensor, options in conditioning])
 
 
 class TestGradients(io.ComfyNode):
     """A prediction's gradient for the text, with all activations kept and with as few as can be; and no gradients.
 
-    Reports the largest difference, how large the gradient is, and how many bytes both ways keep for the backward pass.
+    Reports the largest difference, how large the gradient is, how far predictions without gradients are from those
+    with, how many of eight fit into no room, and what both ways take: planned and measured, in bytes.
     """
 
     @classmethod
@@ -125,43 +145,28 @@ class TestGradients(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, size):
-        module = pack_module("backbones.comfy")
-        backbone = module.ComfyBackbone(model, clip, size=size)
-        entries = backbone.encode(["a knife on a table", "a cat"])
+        backbone = pack_module("backbones.comfy").ComfyBackbone(model, clip, size=size)
+        entries = backbone.encode(["a knife on a table", "a cat on the table"])
         sigma = backbone.sigmas(4)[1].expand(2)
         x = backbone.start(2, sigma[0], torch.Generator().manual_seed(0))
-        roomy = backbone._room
-        found, kept = [], []
-        backbone.fits(1)  # measures what a prediction keeps, before the hooks here count it
-        is_own = module.no_weight_of(model.model.diffusion_model)
-
-        def count(tensor):
-            if is_own(tensor):
-                kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        hooks = module.saved_tensors_hooks  # only the innermost act, and those are the backbone's own
-
-        def counting(pack, unpack):
-            return hooks(lambda tensor: count(pack(tensor)), unpack)
-
+        found, planned, measured = [], [], []
         with torch.inference_mode(False), torch.enable_grad():
-            for room in (roomy, lambda: 0.0):
-                backbone._room = room
-                texts = [entry[0].clone().requires_grad_(True) for entry in entries]
-                kept.append({})
-                module.saved_tensors_hooks = counting
-                denoised = backbone.denoise(x, sigma, [[t, e[1]] for t, e in zip(texts, entries)])
-                module.saved_tensors_hooks = hooks
-                denoised.float().square().sum().backward()
+            for saving in (False, True):
+                backbone._must_save = lambda count, saving=saving: saving
+                planned.append(backbone.step_bytes(2))
+                with pack_module("backbones.kept").Living() as living:
+                    texts = [entry[0].clone().requires_grad_(True) for entry in entries]
+                    denoised = backbone.denoise(x, sigma, [[t, e[1]] for t, e in zip(texts, entries)])
+                    denoised.float().square().sum().backward()
+                measured.append(living.most)
                 found.append(torch.cat([text.grad.flatten() for text in texts]))
+        backbone._room = lambda: 0.0
         with torch.no_grad():
-            alone = backbone.denoise(x, sigma, entries)  # room is 0: one after the other
+            alone = backbone.denoise(x, sigma, entries)  # one after the other
         difference = float((found[0] - found[1]).abs().max() / found[0].abs().max())
         apart = float((alone - denoised.detach()).abs().max() / alone.abs().max())
-        numbers = [difference, float(found[0].abs().max()), apart, backbone.fits(8), backbone.step_bytes(1),
-                   2 * backbone._kept.everything, 2 * backbone._kept.checkpointed]  # fmt: skip
-        return io.NodeOutput(ui={"text": [*map(str, numbers), *(str(sum(k.values())) for k in kept)]})
+        numbers = [difference, float(found[0].abs().max()), apart, backbone.fits(8), *planned, *measured]
+        return io.NodeOutput(ui={"text": [*map(str, numbers)]})
 
 
 class TestWords(io.ComfyNode):
@@ -213,7 +218,7 @@ class TestWords(io.ComfyNode):
 
 class FamilyExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestGradients, TestWords]
+        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestPose, TestGradients, TestWords]
 
 
 async def comfy_entrypoint():
