@@ -22,6 +22,10 @@ FOREIGN = ("ERR_", "Failed to load resource", "net::", "api.comfy.org", "registr
 READY = """window.app?.graph && window.app?.extensionManager && window.app?.vueAppReady
     && (!("isGraphReady" in window.app) || window.app.extensionManager.workflow.activeWorkflow?.isLoaded)"""
 
+IDLE = """() => new Promise((done) => {
+    requestAnimationFrame(() => requestIdleCallback(() => requestAnimationFrame(done), { timeout: 10000 }));
+})"""
+
 
 def missing_browser() -> str | None:
     """Why there can be no browser tests here, or None."""
@@ -39,6 +43,10 @@ class ComfyPage:
 
     def __init__(self, host: Host, page: Any, vue: bool) -> None:
         self.host, self.page, self.vue, self.console = host, page, vue, []
+        self._asking: set[Any] = set()  # requests to our server that are not answered yet
+        page.on("request", lambda one: self._asking.add(one) if f":{host.port}/" in one.url else None)
+        for ended in ("requestfinished", "requestfailed"):
+            page.on(ended, self._asking.discard)
         page.on("console", lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", self._uncaught)
         page.on("dialog", self._answer)
@@ -66,7 +74,7 @@ class ComfyPage:
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, as dropping its file does."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
-        self.page.wait_for_timeout(500)
+        self.settle()
 
     def workflow(self) -> dict[str, Any]:
         """The open workflow as it would be saved."""
@@ -85,9 +93,17 @@ class ComfyPage:
             self.page.wait_for_timeout(300)
             new = [one for name, one in self.host.get("/history").items() if name not in known]
             if new and (new[0]["status"]["completed"] or new[0]["status"]["status_str"] == "error"):
-                self.page.wait_for_timeout(300)
+                self.settle(300)
                 return new[0]
         raise TimeoutError("\n".join([*self.console, self.host.log()[-2000:]]))
+
+    def settle(self, least: int = 500) -> None:
+        """Wait so many milliseconds, and until the page has nothing left to ask of the server or to draw."""
+        self.page.wait_for_timeout(least)
+        end = time.monotonic() + 60
+        while self._asking and time.monotonic() < end:
+            self.page.wait_for_timeout(50)
+        self.page.evaluate(IDLE)
 
     def until(self, expression: str, timeout: float = 60) -> Any:
         """Wait until JavaScript is true."""
@@ -97,7 +113,7 @@ class ComfyPage:
         """A picture of the page, the whole workflow in view."""
         if fit:
             self.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-            self.page.wait_for_timeout(700)
+            self.settle(700)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(path))
 
@@ -121,8 +137,8 @@ def add_blueprint(comfy_page: Any, name: str) -> None:
     page.locator("input:focus").wait_for()
     page.keyboard.type(name)
     page.get_by_text(name).last.wait_for()
-    page.wait_for_timeout(500)
+    comfy_page.settle()
     page.keyboard.press("Enter")
-    page.wait_for_timeout(300)
+    comfy_page.settle(300)
     page.mouse.click(800, 900)  # newer frontends ask where
     comfy_page.until(f"window.app.graph.nodes.some((node) => node.title === '{name}')")

@@ -82,7 +82,7 @@ class Card:
         assert set(self.comfy.host.get("/history")) == known
         said = self.page.evaluate("JSON.stringify(window.app.lastNodeErrors)")
         self.page.keyboard.press("Escape")
-        self.page.wait_for_timeout(500)
+        self.comfy.settle()
         return said
 
     def answer(self, confirm: bool) -> None:
@@ -172,7 +172,7 @@ def test_what_matters_stands_first_and_is_seen_without_scrolling(card, request):
     card.comfy.load(workflow)
     card.shows(LONG)
     card.page.evaluate("app.canvas.ds.scale = 1; app.canvas.setDirty(true, true)")
-    card.page.wait_for_timeout(500)
+    card.comfy.settle()
     card.comfy.keep("order", fit=False)
     places = card.page.evaluate(PLACES, CARD)
     first = [f"!{LONG}", "!120 of 250 steps", "knives and more", "effect held-out words 100% → 39%",
@@ -278,7 +278,7 @@ def test_an_embedded_region_travels_with_the_workflow(card, request):
     with card.page.expect_response("**/safe_region/card"):
         card.press("Save as file")
     card.page.get_by_text("Region saved").first.wait_for(timeout=10_000)
-    card.page.wait_for_timeout(500)
+    card.comfy.settle()
     assert (card.folder / name).read_bytes() == content
     card.shows("embedded, ")  # and goes on to travel with the workflow
     assert card.values() == values_of(saved)
@@ -375,7 +375,7 @@ def test_what_is_carried_is_copied_undone_and_goes_into_subgraphs(card):
     card.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
     card.page.wait_for_function("app.graph.getNodeById(1)?.widgets[1].value.includes('data')")
     card.page.evaluate("void app.canvas.graph.convertToSubgraph(new Set([app.graph.getNodeById(1)]))")
-    card.page.wait_for_timeout(500)
+    card.comfy.settle()
     inner = [node["inputs"] for node in card.comfy.prompt().values() if node["class_type"] == "SafeRegionLoader"]
     assert {"region_name": DEMO, "carried": carried} in inner
     assert card.runs()
@@ -418,7 +418,7 @@ def test_a_malicious_file_and_workflow_do_nothing(card, place):
         card.press("Use the file as it is now")
         card.shows("Safe Region demo CLIP")
         assert card.runs()
-    card.page.wait_for_timeout(300)
+    card.comfy.settle(300)
     assert card.page.evaluate("window.harmed") is None
     own = "img[src^='data:image/jpeg;base64,']"
     assert card.page.locator(f"{CARD} :is(script, svg, iframe, a, img):not({own})").count() == 0

@@ -99,7 +99,7 @@ def test_the_template_browser_shows_finds_and_opens_them(comfy_page):
     comfy_page.until("[...document.images].some((one) => one.alt.includes('Try it') && one.naturalWidth === 520)")
     card.click()
     comfy_page.until("window.app.graph.nodes.some((node) => node.type === 'SafeRegionDemoModel')")
-    page.wait_for_timeout(1500)
+    comfy_page.settle(1500)
     assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
 
 

@@ -14,7 +14,7 @@ def tell(comfy_page: Any, event: str, **detail: Any) -> str:
         detail = { node, display_node: node, prompt_id: "one", ...detail };
         window.comfyAPI.api.api.dispatchEvent(new CustomEvent(event, { detail }));
     }""", [event, detail])  # fmt: skip
-    comfy_page.page.wait_for_timeout(100)
+    comfy_page.settle(100)
     return comfy_page.page.evaluate(SHOWN)
 
 
@@ -23,7 +23,7 @@ def test_a_guard_shows_its_record(comfy_page: Any):
         window.app.graph.clear();
         window.app.graph.add(LiteGraph.createNode("SafeRegionGuardModel"));
     }""")
-    comfy_page.page.wait_for_timeout(500)
+    comfy_page.settle()
     waiting = {"heading": "", "text": ["On guard; no sampler has used this model yet."],
                "safe_region_tone": ["neutral"]}  # fmt: skip
     acted = {"heading": "Acted in 3 samplings, last:", "text": ["Sees weapons here: moved."],

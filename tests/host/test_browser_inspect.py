@@ -170,7 +170,7 @@ CONTRASTS = """() => {
 def test_every_text_has_contrast_and_fits_a_narrow_node(comfy_page, theme):
     page = comfy_page.page
     page.evaluate(f"window.app.extensionManager.setting.set('Comfy.ColorPalette', '{theme}')")
-    page.wait_for_timeout(500)
+    comfy_page.settle()
     try:
         run(comfy_page, "a kitchen knife 刀 🔪 on a naïve нож, סכין with_a_word_longer_than_nodes_are_wide_" * 2)
         pale = [(text, ratio) for text, ratio in page.evaluate(CONTRASTS) if ratio < 4.5]

@@ -35,7 +35,7 @@ def test_a_saved_workflow_draws_the_same_pictures(comfy_page):
     comfy_page.load(saved["workflow"])
     seen = drawn(comfy_page, comfy_page.run()["outputs"])
     comfy_page.host.request("/free", {"free_memory": True})  # forget what was drawn
-    comfy_page.page.wait_for_timeout(1500)
+    comfy_page.settle(1500)
     assert seen == drawn(comfy_page, comfy_page.host.run(saved["prompt"]))
 
 

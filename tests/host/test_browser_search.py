@@ -50,7 +50,7 @@ def search(words_are_known: None, comfy_page: Any) -> Any:
 
     def found(word: str) -> list[str]:
         box.fill(word)
-        page.wait_for_timeout(600)
+        comfy_page.settle(600)
         return [text.strip().split("\n")[0].strip() for text in page.locator(RESULTS).all_inner_texts()]
 
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def place(comfy_page: Any, kinds: list[str], width: int = 0) -> None:
             window.app.graph.add(node);
         });
     }""", [kinds, width])  # fmt: skip
-    comfy_page.page.wait_for_timeout(500)
+    comfy_page.settle()
 
 
 def tell(comfy_page: Any, event: str, kind: str, **detail: Any) -> None:
@@ -78,7 +79,7 @@ def seen(comfy_page: Any, kind: str) -> dict[str, str]:
 
 def close_dialogs(comfy_page: Any) -> None:
     comfy_page.page.keyboard.press("Escape")
-    comfy_page.page.wait_for_timeout(500)
+    comfy_page.settle()
 
 
 def test_a_status_is_said_by_mark_and_colour(comfy_page):
@@ -95,11 +96,11 @@ def test_a_status_is_said_by_mark_and_colour(comfy_page):
         expected[kind] = f"{MARKS[tone]}{text}"
     for theme in ("dark", "light"):
         comfy_page.page.evaluate("theme => window.app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
-        comfy_page.page.wait_for_timeout(700)
+        comfy_page.settle(700)
         comfy_page.keep(f"status-{theme}")
         assert min(comfy_page.page.evaluate(CONTRAST)) >= 4.5
     comfy_page.page.evaluate("window.app.canvas.ds.scale = 1; window.app.canvas.setDirty(true, true)")
-    comfy_page.page.wait_for_timeout(500)
+    comfy_page.settle()
     for kind in SAID:
         shown = comfy_page.page.evaluate("""(kind) => {
             const root = window.app.graph.nodes.find((one) => one.type === kind).widgets
@@ -114,6 +115,8 @@ def test_a_status_is_said_by_mark_and_colour(comfy_page):
 @pytest.mark.parametrize("kind", NODES)
 def test_an_error_takes_the_place_of_a_result(comfy_page, kind):
     place(comfy_page, [kind])
+    if kind == "SafeRegionLoader":
+        comfy_page.until(f"({PANEL})('{kind}').content.includes('hash')")  # the card asks the server about the file
     before = seen(comfy_page, kind)["content"]
     if kind in SAID:
         tell(comfy_page, "executed", kind, output={"text": ["a result"]})
@@ -129,7 +132,7 @@ def test_an_error_takes_the_place_of_a_result(comfy_page, kind):
     assert kind == "SafeRegionLoader" or not failed["content"]  # the card says how the file is now
     tell(comfy_page, "execution_start", kind)
     assert seen(comfy_page, kind)["alert"] == ""
-    assert seen(comfy_page, kind)["content"] == before
+    comfy_page.until(f"({PANEL})('{kind}').content === {json.dumps(before)}")
 
 
 def pairs_node(comfy_page: Any, text: str, file: str = "none") -> None:
@@ -199,15 +202,19 @@ def test_a_text_box_that_is_not_used_is_dimmed(comfy_page, kind, name):
         combo.callback(combo.value);
         return combo.value;
     }"""
-    assert page.evaluate(f"getComputedStyle({box}).opacity") == "1" and seen(comfy_page, kind)["note"] == ""
+    plain, dimmed = (f"{box} && getComputedStyle({box}).opacity === '{opacity}'" for opacity in ("1", "0.4"))
+    comfy_page.until(plain)
+    assert seen(comfy_page, kind)["note"] == ""
     chosen = page.evaluate(choose, [name, None])
+    comfy_page.until(dimmed)
     assert seen(comfy_page, kind)["note"] == f"The text box is not used: the {name} {chosen} is."
-    assert page.evaluate(f"getComputedStyle({box}).opacity") == "0.4"
     comfy_page.keep(f"unused-{kind}")
     comfy_page.load(comfy_page.workflow())  # as it is opened again
-    assert page.evaluate(f"getComputedStyle({box}).opacity") == "0.4" and seen(comfy_page, kind)["note"]
+    comfy_page.until(dimmed)
+    assert seen(comfy_page, kind)["note"]
     page.evaluate(choose, [name, "none"])
-    assert page.evaluate(f"getComputedStyle({box}).opacity") == "1" and seen(comfy_page, kind)["note"] == ""
+    comfy_page.until(plain)
+    assert seen(comfy_page, kind)["note"] == ""
     again = comfy_page.workflow()["nodes"][0]
     assert (again["widgets_values"], again["properties"]) == (saved["widgets_values"], saved["properties"])
 

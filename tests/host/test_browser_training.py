@@ -41,7 +41,7 @@ def start(comfy_page: Any) -> None:
 
 def finished(comfy_page: Any) -> dict[str, Any]:
     """The last run."""
-    comfy_page.page.wait_for_timeout(500)
+    comfy_page.settle()
     return list(comfy_page.host.get("/history").values())[-1]
 
 
@@ -124,17 +124,17 @@ def open_new(comfy_page: Any) -> None:
         window.app.graph.add(node);
         window.app.canvas.ds.scale = 1;
     }""")
-    comfy_page.page.wait_for_timeout(500)
+    comfy_page.settle()
 
 
 def test_the_chart_begins_with_the_verdict_and_says_what_it_shows(comfy_page):
     """All of it to be read on a node of its first size, and good or bad only in the verdict's colour."""
     open_new(comfy_page)
     send(comfy_page, "safe_region.training", **DETAIL)
-    comfy_page.page.wait_for_timeout(700)
+    comfy_page.settle(700)
     comfy_page.keep("chart")
     comfy_page.page.evaluate("window.app.canvas.ds.scale = 1; window.app.canvas.setDirty(true, true)")
-    comfy_page.page.wait_for_timeout(500)
+    comfy_page.settle()
     laid = comfy_page.page.evaluate(LAID)
     assert laid["texts"][:3] == ["!", DETAIL["verdict"]["text"], DETAIL["line"]]
     for text in ("share of unsafe picture left", "step 1", "250", "0", "prompts by their distance from the wall",
