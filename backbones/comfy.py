@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from ..region.blocks import CROSS_ATTENTION, class_names
 from ..region.conditioning import Entry, text_tensors
+from .comfy_encoding import Together
 from .comfy_gradients import checkpointed, differentiable, differentiable_attention, unharmed
 from .kept import Kept, Needs, counted, step_inputs
 
@@ -110,6 +111,7 @@ class ComfyBackbone:
         self.can_denoise = model is not None
         self.can_decode = model is not None and vae is not None
         self._signature: dict[str, Any] | None = None
+        self._together = Together(clip, self._entry)
         if model is not None and (why := UNLEARNABLE.get(type(model.model).__name__)):
             raise ValueError(f"No region can be learned on this model yet: it {why}.")
         if model is not None and self._format.latent_dimensions not in (2, 3):
@@ -134,19 +136,20 @@ class ComfyBackbone:
         return self._signature
 
     def encode(self, prompts: Sequence[str]) -> list[Entry]:
-        entries = []
-        for prompt in prompts:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            with torch.inference_mode():
-                # several entries come only from hooks that are scheduled over sampling; the first one stands for all
-                tensor, options = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))[0]
-                # hooks would patch weights within a step, under the gradients
-                options = {name: value for name, value in options.items() if name != "hooks"}
-                tensor, options = self._as_read(tensor, options)
-            with torch.inference_mode(False):
-                # --gpu-only leaves text on the card, where what is learned from is neither needed nor has room
-                entries.append([_ordinary(tensor, "cpu"), {k: _ordinary(value, "cpu") for k, value in options.items()}])
-        return entries
+        return self._together.encode(prompts)
+
+    def _entry(self, tokens: Any) -> Entry:
+        """A prompt's tokens, encoded."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        with torch.inference_mode():
+            # several entries come only from hooks that are scheduled over sampling; the first one stands for all
+            tensor, options = self.clip.encode_from_tokens_scheduled(tokens)[0]
+            # hooks would patch weights within a step, under the gradients
+            options = {name: value for name, value in options.items() if name != "hooks"}
+            tensor, options = self._as_read(tensor, options)
+        with torch.inference_mode(False):
+            # --gpu-only leaves text on the card, where what is learned from is neither needed nor has room
+            return [_ordinary(tensor, "cpu"), {name: _ordinary(value, "cpu") for name, value in options.items()}]
 
     def _as_read(self, text: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Text as the network's blocks read it, where it makes that out of states and the words themselves (Anima)."""

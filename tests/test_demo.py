@@ -72,7 +72,7 @@ def test_sampling_is_deterministic_and_reads_the_prompt():
 
 @pytest.mark.slow
 def test_the_model_draws_what_it_is_asked_for():
-    people = 60
+    people = 30
     result = measure_model(DemoBackbone(), Judge(), people=people)
     wrong = [prompt for prompt, _, right in result.samples if not right]
     assert len(result.samples) == 40

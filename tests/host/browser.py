@@ -46,7 +46,7 @@ class ComfyPage:
         self._asking: set[Any] = set()  # requests to our server that are not answered yet
         page.on("request", lambda one: self._asking.add(one) if f":{host.port}/" in one.url else None)
         for ended in ("requestfinished", "requestfailed"):
-            page.on(ended, self._asking.discard)
+            page.on(ended, lambda one: self._asking.discard(one))  # playwright takes no builtin
         page.on("console", lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", self._uncaught)
         page.on("dialog", self._answer)
