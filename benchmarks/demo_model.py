@@ -13,7 +13,7 @@ from pathlib import Path
 from comfyui_safe_region.backbones.demo import DemoBackbone
 from comfyui_safe_region.demo.model import Judge
 from comfyui_safe_region.evaluation.demo_measure import measure_model
-from comfyui_safe_region.training.report import captioned
+from comfyui_safe_region.reports.drawing import captioned
 
 BAR, SKEW = 0.9, 0.1
 

@@ -30,9 +30,10 @@ from comfyui_safe_region.evaluation.baselines import Method
 from comfyui_safe_region.evaluation.demo_prompts import DemoPrompt, demo_prompts, hard_prompts
 from comfyui_safe_region.evaluation.steering import HARMLESS_SETS, compare, dominated, draw_set
 from comfyui_safe_region.region import Region, region_bytes
+from comfyui_safe_region.reports.drawing import FAINT, INK, PAPER, SAFE, UNSAFE
+from comfyui_safe_region.reports.lettering import font
 from comfyui_safe_region.training.pairs import demo_pairs
 from comfyui_safe_region.training.recipe import PRESETS
-from comfyui_safe_region.training.report import FAINT, INK, PAPER, SAFE, UNSAFE, font
 from comfyui_safe_region.training.trainer import Trainer
 
 # What each baseline is told about the concept: the weapon words of the prompt pairs, and where to go instead.

@@ -11,7 +11,6 @@ import typer
 
 from . import options as o
 from .options import asked, backbone, recipe
-from .page import HEADINGS, cells, report_page, write_picture
 from .train import run, sentence
 from .voice import Failure, interruptible, quoted
 
@@ -55,13 +54,6 @@ def _demo_trainer(model: Any, chosen: Any, sets: dict[str, Any]) -> Any:
     return DemoTrainer(model, demo_pairs(), chosen, "weapons")
 
 
-def table(measured: dict[str, dict[str, Any]]) -> str:
-    """What was measured, as text."""
-    rows = [HEADINGS, *map(cells, measured.values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
 @interruptible
 def demo(
     ctx: typer.Context,
@@ -76,12 +68,13 @@ def demo(
     quiet: o.Quiet = False, as_json: o.AsJson = False, config: o.Config = None,
 ) -> None:  # fmt: skip
     """Train a region on the small model that comes with the pack, measure it, and show what it did."""
-    from ..evaluation.demo_measure import contact_sheet
     from ..evaluation.demo_prompts import demo_prompts
     from ..region import save_region
     from ..region.verdict import verdict
     from ..region.writing import write_atomically
-    from ..training.report import summary
+    from ..reports.drawing import write_picture
+    from ..reports.page import contact_sheet, report_page, table
+    from ..reports.training_run import picture, summary
 
     args, voice = asked(ctx)
     folder = Path(out)
@@ -97,10 +90,11 @@ def demo(
     region = replace(region, metadata=region.metadata | {"measured": measured})
     save_region(region, region_file)
     write_picture(folder / "before_after.png", contact_sheet(results))
-    write_picture(folder / "training.png", trainer.picture())
+    of_run = picture(trainer)
+    write_picture(folder / "training.png", of_run)
     judged, command = verdict(region.metadata), quoted("safe-region", *ctx.obj)
     numbers = json.dumps({"results": measured, "training": trainer.numbers}, indent=1)
-    shown = report_page(region, judged, results, trainer.picture(), command)
+    shown = report_page(region, judged, results, of_run, command)
     for path, text in ((folder / "results.json", numbers), (page, shown)):
         write_atomically(path, text.encode("utf-8"))
     voice.coloured(judged.line, judged.tone)

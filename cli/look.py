@@ -10,7 +10,6 @@ import typer
 
 from . import options as o
 from .options import asked, backbone
-from .page import write_picture
 from .voice import Failure, interruptible, quoted
 
 SAMPLING_STEPS = 12  # enough for the strip's pictures, and it should not take long
@@ -37,13 +36,14 @@ def inspect(
     """Show what a region does to a prompt, word by word."""
     from ..backbones.sampling import sample
     from ..evaluation.heat import heat_strip, report
-    from ..evaluation.strip import coloured, strip_picture
     from ..region import load_region
     from ..region.blocks import CROSS_ATTENTION
     from ..region.conditioning import balances
     from ..region.inspection import inspect_entry
     from ..region.verdict import verdict
-    from ..training.report import to_image
+    from ..reports.drawing import write_picture
+    from ..reports.strip import coloured, strip_picture
+    from ..training.previews import to_image
 
     args, voice = asked(ctx)
     learned = load_region(region)
@@ -108,8 +108,9 @@ def apply(
     from ..region import load_region
     from ..region.conditioning import text_tensors
     from ..region.verdict import verdict
+    from ..reports.drawing import write_picture
+    from ..training.previews import to_image
     from ..training.progress import Ledger
-    from ..training.report import to_image
 
     args, voice = asked(ctx)
     learned, model = load_region(region), backbone(args)

@@ -12,7 +12,6 @@ import typer
 
 from . import options as o
 from .options import asked, backbone, is_region, is_there, learned_on, model_words, recipe
-from .page import write_picture
 from .voice import Failure, Voice, interruptible, quoted
 
 PACKS = Path(__file__).parent.parent / "training" / "packs"
@@ -64,7 +63,9 @@ def _dry_run(trainer: Any, voice: Voice) -> None:
 def _train_into(trainer: Any, args: SimpleNamespace, voice: Voice, try_it: Callable[[Path], str]) -> None:
     """Train, write the region and its report, and say how it went; or only say what it would take."""
     from ..region.verdict import verdict
-    from ..training import processes, report
+    from ..reports.drawing import write_picture
+    from ..reports.training_run import picture, summary
+    from ..training import processes
 
     if args.dry_run:
         _dry_run(trainer, voice)
@@ -75,10 +76,10 @@ def _train_into(trainer: Any, args: SimpleNamespace, voice: Voice, try_it: Calla
         return
     with voice.watching() as visit:
         region = run(trainer, out, learned_on(args, trainer.backbone), visit)
-    write_picture(out.with_suffix(".png"), trainer.picture())
+    write_picture(out.with_suffix(".png"), picture(trainer))
     judged, command = verdict(region.metadata), try_it(out)
     voice.coloured(judged.line, judged.tone)
-    spent, *found = report.summary(trainer.numbers)
+    spent, *found = summary(trainer.numbers)
     voice.say(sentence("; ".join(found)))
     voice.hint(sentence(spent))
     voice.say(f"Region: {out} ({out.stat().st_size / 1000:.0f} kB)\nReport: {out.with_suffix('.png')}")

@@ -15,7 +15,7 @@ from ..demo import world
 from ..demo.model import Judge, Verdict
 from ..region.conditioning import Entry, apply_to_conditioning
 from ..region.region import Region
-from ..training.report import before_after, to_image
+from ..training.previews import to_image
 from .demo_prompts import DemoPrompt, model_prompts, weapon_prompts
 
 BATCH = 40
@@ -134,8 +134,3 @@ def measure_model(
     return ModelResult(
         sum(right[: len(kinds)]) / len(kinds), sum(right[len(kinds) :]) / len(weapons), men, samples
     )  # fmt: skip
-
-
-def contact_sheet(results: Sequence[SetResult], per_set: int = 4) -> Image.Image:
-    """Before and after, some prompts of every set."""
-    return before_after([row for result in results for row in result.examples[:per_set]], columns=4)

@@ -16,11 +16,11 @@ from ..backbones.comfy import ComfyBackbone
 from ..backbones.sampling import trajectory
 from ..demo.text import unknown_words
 from ..evaluation.heat import Strip, heat_strip, report
-from ..evaluation.strip import stacked, strip_picture
 from ..region import Region
 from ..region.conditioning import Entry, original_tensors, text_tensors, with_blocks
 from ..region.inspection import inspect_entry, judge
-from ..training.report import to_image
+from ..reports.strip import stacked, strip_picture
+from ..training.previews import to_image
 from .belonging import check_encoder
 from .common import SafeRegionType, gate_outputs, gate_ui, gate_values, picture_tensor, schema, steering_inputs
 from .demo import DemoClipTokenizer

@@ -19,9 +19,10 @@ from ..backbones.comfy import ComfyBackbone
 from ..region import Region, region_bytes, region_from_bytes
 from ..region.files import write_new
 from ..region.verdict import verdict
-from ..training import report
+from ..reports.training_run import picture, summary
 from ..training.pairs import PromptPairs
 from ..training.plan import plan
+from ..training.previews import jpeg_text
 from ..training.progress import Progress, View
 from ..training.recipe import PRESETS, Recipe
 from ..training.run import TrainingRun
@@ -70,7 +71,7 @@ class _Reporter:
             logging.info("Safe Region: %s", progress.stage)
         self.view.see(progress)
         if progress.preview is not None:
-            self.picture, self.sent_picture = report.jpeg_text(progress.preview, MOST_PICTURE), -math.inf
+            self.picture, self.sent_picture = jpeg_text(progress.preview, MOST_PICTURE), -math.inf
         if begins or time.monotonic() - self.sent > SEND_EVERY or progress.step >= progress.total:
             self._send()
 
@@ -125,11 +126,11 @@ def finished(node: type[io.ComfyNode], trainer: TrainingRun, model: Any) -> io.N
         reporter.end("stopped", line)
         raise
     region = replace(region, metadata=about | region.metadata)
-    picture, judged = picture_tensor(trainer.picture()), verdict(region.metadata).status()
-    summary = "\n".join(report.summary(trainer.numbers))
-    reporter.end("done", summary, judged)
-    shown_on_node = {**ui.PreviewImage(picture, cls=node).as_dict(), "text": [summary], "safe_region_verdict": [judged]}
-    return io.NodeOutput(region, {"loss": plottable(trainer.losses)}, picture, ui=shown_on_node)
+    shown, judged = picture_tensor(picture(trainer)), verdict(region.metadata).status()
+    told = "\n".join(summary(trainer.numbers))
+    reporter.end("done", told, judged)
+    shown_on_node = {**ui.PreviewImage(shown, cls=node).as_dict(), "text": [told], "safe_region_verdict": [judged]}
+    return io.NodeOutput(region, {"loss": plottable(trainer.losses)}, shown, ui=shown_on_node)
 
 
 class TrainSafeRegion(io.ComfyNode):

@@ -16,16 +16,16 @@ from PIL import Image
 
 from comfyui_safe_region.cli import main
 from comfyui_safe_region.cli.app import app
-from comfyui_safe_region.cli.page import report_page
 from comfyui_safe_region.evaluation.demo_measure import SetResult
 from comfyui_safe_region.region import Region, load_region, save_region
 from comfyui_safe_region.region.verdict import verdict
+from comfyui_safe_region.reports.page import report_page
+from comfyui_safe_region.reports.training_run import summary
 from comfyui_safe_region.training import estimate
 from comfyui_safe_region.training.packs import attribute_pack_names, pack_names
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.plan import BACKWARD, costs, plan
 from comfyui_safe_region.training.recipe import PRESETS
-from comfyui_safe_region.training.report import summary
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
 

@@ -19,10 +19,10 @@ from comfyui_safe_region.demo import world
 from comfyui_safe_region.demo.text import everyday_text, unknown_words
 from comfyui_safe_region.evaluation import heat
 from comfyui_safe_region.evaluation.heat import MIXED, Item, Said, heat_strip, report, unfolded
-from comfyui_safe_region.evaluation.strip import GREY, INK, PAPER, TONES, colour, strip_picture
 from comfyui_safe_region.region import Gate, Move, Part, Region, RegionError, apply_to_conditioning
 from comfyui_safe_region.region.inspection import inspect_entry
 from comfyui_safe_region.region.words import Token, decoder, fitted, locate, tokens_of, without_weights, words
+from comfyui_safe_region.reports.strip import GREY, INK, PAPER, TONES, colour, strip_picture
 from region_examples import example_move, example_region, wall_part
 
 

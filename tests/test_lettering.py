@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from comfyui_safe_region.training import lettering
-from comfyui_safe_region.training.lettering import FOLDER, has, length, lines, runs, shorten, wrapped, write
-from comfyui_safe_region.training.report import before_after
+from comfyui_safe_region.reports import lettering
+from comfyui_safe_region.reports.drawing import before_after
+from comfyui_safe_region.reports.lettering import FOLDER, has, length, lines, runs, shorten, wrapped, write
 
 SCRIPTS = {
     "Latin": "Żółć, naïve Ærøskøbing — “ĳssel” ‰ ½ €… ﬁ Việt Nam ə ʃ",

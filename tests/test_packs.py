@@ -10,6 +10,7 @@ import torch
 
 from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
+from comfyui_safe_region.reports.training_run import summary
 from comfyui_safe_region.training import attributes
 from comfyui_safe_region.training.attributes import AttributeTrainer, parse_attribute
 from comfyui_safe_region.training.packs import (
@@ -23,7 +24,6 @@ from comfyui_safe_region.training.packs import (
 from comfyui_safe_region.training.pairs import PairsError, everyday_prompts, parse_pairs
 from comfyui_safe_region.training.prompts import FILLERS, build_sets, with_new_words, without_named
 from comfyui_safe_region.training.recipe import PRESETS
-from comfyui_safe_region.training.report import summary
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_safe_region.training import processes, report
+from comfyui_safe_region.training import previews, processes
 from comfyui_safe_region.training.attributes import AttributeTrainer, parse_attribute
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.progress import (
@@ -108,12 +108,12 @@ def test_the_region_carries_a_small_picture(watched):
     picture = Image.open(io.BytesIO(base64.b64decode(text)))
     assert picture.format == "JPEG" and picture.height <= 256 and len(text) <= 20_000
     rows = [(before, after) for _, before, after in trainer.before_after[:2]]
-    assert text == report.jpeg_text(report.mosaic(rows, 126), 20_000)
+    assert text == previews.jpeg_text(previews.mosaic(rows, 126), 20_000)
 
 
 def test_the_picture_in_a_region_is_small_whatever_it_shows():
     noise = Image.effect_noise((256, 256), 200)
-    assert 5_000 < len(report.jpeg_text(noise, 20_000)) <= 20_000
+    assert 5_000 < len(previews.jpeg_text(noise, 20_000)) <= 20_000
 
 
 def test_an_existing_region_keeps_its_part(watched):

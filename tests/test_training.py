@@ -10,6 +10,7 @@ import torch
 from comfyui_safe_region.region import apply_to_conditioning, text_blocks
 from comfyui_safe_region.region.steering import displacement, openness
 from comfyui_safe_region.region.verdict import verdict
+from comfyui_safe_region.reports.training_run import picture
 from comfyui_safe_region.training import instant
 from comfyui_safe_region.training.gate import constant_tokens
 from comfyui_safe_region.training.instant import instant_move, token_statistics
@@ -150,7 +151,7 @@ def test_an_interrupted_run_keeps_what_it_learned():
         trainer.run(stop)
     assert len(trainer.losses) == 10
     assert trainer.region is not None and gap_left(ToyBackbone(), trainer.region) < 0.9
-    assert trainer.picture().size[0] > 100
+    assert picture(trainer).size[0] > 100
 
 
 def test_progress_never_runs_backwards_and_ends_full():

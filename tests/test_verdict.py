@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +13,14 @@ from PIL import Image
 from rich.console import Console
 
 from comfyui_safe_region.cli import main, voice
-from comfyui_safe_region.cli.files import card
-from comfyui_safe_region.cli.page import report_page
 from comfyui_safe_region.nodes import cards
 from comfyui_safe_region.nodes.steering_status import doubts
 from comfyui_safe_region.region import load_region, region_bytes, save_region
 from comfyui_safe_region.region.verdict import FEW, on_harmless, on_unsafe, rate, verdict, wilson
-from comfyui_safe_region.training import report
-from comfyui_safe_region.training.report import summary
+from comfyui_safe_region.reports import training_run
+from comfyui_safe_region.reports.card import card
+from comfyui_safe_region.reports.page import report_page
+from comfyui_safe_region.reports.training_run import summary
 from region_examples import example_region
 
 WEAPONS = Path(cards.__file__).parent.parent / "demo" / "regions" / "demo-weapons.safetensors"
@@ -208,16 +209,18 @@ def test_a_weak_region_says_so_in_the_terminal_and_on_the_page(poor, tmp_path, c
 
 def test_a_weak_region_says_so_on_its_report_and_what_to_do(poor, monkeypatch):
     written: list[str] = []
-    write = report.write
+    write = training_run.write
 
     def noted(draw: Any, at: Any, text: str, *how: Any) -> None:
         written.append(text)
         write(draw, at, text, *how)
 
-    monkeypatch.setattr(report, "write", noted)
+    monkeypatch.setattr(training_run, "write", noted)
     numbers = {"calibration": POOR, "drawn_safely": 0.5, "seconds": 3.0}
-    found = verdict(poor.metadata | {"results": numbers})
-    report.picture("weapons", [1.0], "error", None, [], numbers, found)
+    judged = replace(poor, metadata=poor.metadata | {"results": numbers})
+    found = verdict(judged.metadata)
+    training_run.picture(SimpleNamespace(concept="weapons", losses=[1.0], measure="error", separation=None,
+                                         before_after=[], numbers=numbers, region=judged))  # fmt: skip
     told = " ".join(" ".join(written).split())
     assert found.line in told and told.index("Weak: ") < told.index("18 prompts with new words are too few to tell")
     assert told.endswith(" ".join(summary(numbers)))

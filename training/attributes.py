@@ -27,7 +27,7 @@ from ..region.balance import STATED, balance_conditioning
 from ..region.conditioning import Entry, text_blocks, with_blocks
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region
-from . import processes, report
+from . import processes
 from .discovery import collect_moments, discover
 from .gate import (
     RISK,
@@ -37,6 +37,7 @@ from .gate import (
     fit_gate,
     joined,
     judged_all,
+    of_new_words,
     prompt_depths,
     statistics,
     tolerance_limit,
@@ -47,6 +48,7 @@ from .instant import TokenStatistics, instant_move, token_statistics
 from .pairs import PairsError, check_amount, everyday_prompts, expand, lines_of, read_lines
 from .paper_recipe import paper_part, train_paper
 from .plan import Work, attribute_work
+from .previews import mosaic
 from .progress import GROUP_LEFT, WALLS
 from .prompts import (
     EVERYDAY_SHARES,
@@ -476,7 +478,7 @@ class AttributeTrainer(TrainingRun):
         }  # fmt: skip
         del card["sources"]  # one text tells what a prompt is about
         if self.new_words:
-            card |= report.of_new_words(margins(self._encode(self.new_words)[gated]))
+            card |= of_new_words(margins(self._encode(self.new_words)[gated]))
         card |= checked_card({kind: margins(self._encode(prompts)[gated]) for kind, prompts in self.checked.items()
                               if prompts})  # fmt: skip
         self.numbers["calibration"] = card
@@ -570,7 +572,7 @@ class AttributeTrainer(TrainingRun):
 
     def _preview(self, region: Region, group: str) -> Image.Image:
         after = self._after(self.preview_prompts(), region, group)
-        return report.mosaic([self._before[: len(after)], after])
+        return mosaic([self._before[: len(after)], after])
 
     def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
         """Open prompts as they are and in each group, and two prompts that should stay the same, in the first one."""

@@ -262,3 +262,8 @@ def checked_card(depths: Mapping[str, Tensor]) -> dict[str, object]:
     kinds = {kind: [int((some > 0).sum()), len(some)] for kind, some in depths.items() if len(some)}
     touched, count = (sum(found[i] for found in kinds.values()) for i in (0, 1))
     return {"harmless_touched": touched / max(count, 1), "harmless_checked": count, "harmless_kinds": kinds}
+
+
+def of_new_words(depths: Tensor) -> dict[str, float | int]:
+    """What a region's card says of held-out prompts [N], whose words it did not learn from, by their depth."""
+    return {"held_out_words": len(depths), "held_out_words_touched": touched_share(depths)}

@@ -17,9 +17,10 @@ from ..backbones.sampling import sample
 from ..region.conditioning import Entry
 from ..region.known import check_known
 from ..region.region import Part, Region
-from ..region.verdict import UNFINISHED, verdict
-from . import processes, report
+from ..region.verdict import UNFINISHED
+from . import processes
 from .plan import Work, costs
+from .previews import to_image, with_preview
 from .progress import Ledger, Progress, Separation, measure, separation
 from .recipe import REPORT_STEPS, Recipe
 from .text_states import encode_all, text_bytes
@@ -68,15 +69,14 @@ class TrainingRun:
             self.region = replace(self.region, metadata=done | {"results": self.numbers})
             if self.draws() and processes.index() == 0:
                 self.before_after = self._draw_before_after(self.region)
-                self.region = report.with_preview(self.region, self.before_after)
+                self.region = with_preview(self.region, self.before_after)
                 self._ledger.report("report", message="before and after")
         return self.region
 
-    def picture(self) -> Image.Image:
-        """The report: loss curve, depths of both kinds of prompts, before and after."""
-        found = self._told_apart(*self._depths) if self._depths else None
-        judged = verdict(self.region.metadata if self.region else {})
-        return report.picture(self.concept, self.losses, self.measure, found, self.before_after, self.numbers, judged)
+    @property
+    def separation(self) -> Separation | None:
+        """How far held-out prompts of both kinds are beyond the walls; None before these are calibrated."""
+        return self._told_apart(*self._depths) if self._depths else None
 
     # --- what it will take ---
 
@@ -124,7 +124,7 @@ class TrainingRun:
     def _draw(self, entries: Sequence[Entry]) -> list[Image.Image]:
         empty = self.backbone.encode([""])[0]
         latents = sample(self.backbone, entries, empty, self.recipe.guidance, REPORT_STEPS, seed=self.recipe.seed)
-        return [report.to_image(picture) for picture in self.backbone.decode(latents)]
+        return [to_image(picture) for picture in self.backbone.decode(latents)]
 
     @cached_property
     def _before(self) -> list[Image.Image]:

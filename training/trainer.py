@@ -18,10 +18,10 @@ from ..region.blocks import key_of
 from ..region.conditioning import CROSS_ATTENTION, apply_to_conditioning
 from ..region.files import slug
 from ..region.region import Gate, Move, Part, Region, Scope
-from . import processes, report
+from . import processes
 from .discovery import TRAJECTORY_BATCH, collect_moments, discover, safe_share, scaled, settle_strength
 from .gate import STEPS as GATE_STEPS
-from .gate import TOLD_EVERY, checked_card, judged_all, statistics, touched_share
+from .gate import TOLD_EVERY, checked_card, judged_all, of_new_words, statistics, touched_share
 from .going_on import SEEN, check_existing, extended_move, seen_by_old
 from .hardening import evading
 from .instant import TokenStatistics, difference_move, instant_move, token_statistics, zero_move
@@ -29,6 +29,7 @@ from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .paper_recipe import paper_part, train_paper
 from .plan import Work, region_work
+from .previews import mosaic
 from .progress import UNSAFE_LEFT, WALLS
 from .prompts import PromptSets, build_sets, with_new_words
 from .recipe import INITIAL, PREVIEW_PROMPTS, STRENGTH_PROMPTS, TARGETS, Recipe
@@ -229,7 +230,7 @@ class Trainer(TrainingRun):
             return torch.where(beyond_scope(encoded, part), walls.clamp(min=1e-6), walls)
 
         if self.new_words:
-            self.numbers["calibration"] |= report.of_new_words(depths(self.new_words))
+            self.numbers["calibration"] |= of_new_words(depths(self.new_words))
         found = {kind: depths(prompts) for kind, prompts in self.checked.items() if prompts}
         self.numbers["calibration"] |= checked_card(found)
 
@@ -377,7 +378,7 @@ class Trainer(TrainingRun):
 
     def _preview(self, region: Region) -> Image.Image:
         entries = self.backbone.encode(self.preview_prompts())
-        return report.mosaic([self._before[: len(entries)], self._draw(apply_to_conditioning(entries, region))])
+        return mosaic([self._before[: len(entries)], self._draw(apply_to_conditioning(entries, region))])
 
     def _draw_before_after(self, region: Region) -> list[tuple[str, Image.Image, Image.Image]]:
         prompts = self.shown_prompts()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..training.lettering import font, length, lines, right_to_left, shorten, write
-from ..training.report import FAINT, INK, PAPER, UNSAFE
-from .heat import WHOLE, Item, Strip, unfolded
+from ..evaluation.heat import WHOLE, Item, Strip, unfolded
+from .drawing import FAINT, INK, PAPER, UNSAFE
+from .lettering import font, length, lines, right_to_left, shorten, write
 
 WIDTH, MARGIN, GAP, BOX, ROW = 860, 16, 6, 26, 48
 ARROW = 40  # pixels of an arrow that moves a token by its own length

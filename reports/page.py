@@ -1,22 +1,21 @@
-"""The demo's report as one file: a page that holds its pictures and needs nothing else."""
+"""The demo's report: a table, a sheet of pictures, and a page in one file that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
 import html
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from PIL import Image
+import torch
+from PIL import Image
 
-    from ..evaluation.demo_measure import SetResult
-    from ..region import Region
-    from ..region.verdict import Verdict
+from ..evaluation.demo_measure import SetResult
+from ..region import Region
+from ..region.verdict import Verdict, between, on_harmless, on_unsafe
+from .drawing import before_after, encoded
 
 HEADINGS = ["prompts", "count", "unsafe without", "unsafe with", "rest kept", "identical to the bit"]
 SETS = {
@@ -72,18 +71,16 @@ def cells(row: dict[str, Any]) -> list[str]:
             f"{row['identical']:.1%}"]  # fmt: skip
 
 
-def encoded(image: Image.Image, kind: str) -> bytes:
-    """The picture as a file of that kind has it."""
-    content = BytesIO()
-    image.save(content, kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return content.getvalue()
+def table(measured: Mapping[str, dict[str, Any]]) -> str:
+    """What was measured, by set, as text."""
+    rows = [HEADINGS, *map(cells, measured.values())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a PNG, whole or not at all."""
-    from ..region.writing import write_atomically
-
-    write_atomically(path, encoded(image, "PNG"))
+def contact_sheet(results: Sequence[SetResult], per_set: int = 4) -> Image.Image:
+    """Before and after, some prompts of every set."""
+    return before_after([row for result in results for row in result.examples[:per_set]], columns=4)
 
 
 def data_url(image: Image.Image, kind: str = "JPEG") -> str:
@@ -122,8 +119,6 @@ def _figure(prompt: str, before: Image.Image, after: Image.Image, failed: bool) 
 def _set(result: SetResult) -> str:
     """One set of prompts: what it is, how it went, and some of its pictures."""
     shown = "".join(_figure(*example, failed) for example, failed in zip(result.examples, result.failed))
-    from ..region.verdict import between
-
     left = (f"{result.unsafe_before:.1%} of {result.count} show a weapon without the region, "
             f"{result.unsafe_after:.1%} with it {between(result.unsafe_after, result.count)}.")  # fmt: skip
     return (f"<section><h2>{html.escape(result.name.capitalize())}</h2>"
@@ -134,10 +129,6 @@ def report_page(
     region: Region, verdict: Verdict, results: Sequence[SetResult], training: Image.Image, command: str
 ) -> str:
     """The page. Everything that it shows of a region or of prompts is escaped."""
-    import torch
-
-    from ..region.verdict import on_harmless, on_unsafe
-
     counted = "; ".join((*on_unsafe(region.metadata), *on_harmless(region.metadata, kinds=True)))
     recipe, results_of = region.metadata.get("recipe", {}), region.metadata.get("results", {})
     facts = {

@@ -1,0 +1,1 @@
+"""What is shown of regions, prompts and runs: pictures, lines and a page."""
