@@ -36,7 +36,8 @@ from comfyui_safe_region.evaluation.baselines import (
 from comfyui_safe_region.evaluation.demo_prompts import demo_prompts
 from comfyui_safe_region.region import Entry, Region, attribute_of, balance_conditioning, load_region
 from comfyui_safe_region.region.balance import known_groups
-from comfyui_safe_region.training.attributes import AttributeTrainer, demo_attribute, parse_attribute
+from comfyui_safe_region.training.attribute_trainer import AttributeTrainer
+from comfyui_safe_region.training.attributes import demo_attribute, parse_attribute
 from comfyui_safe_region.training.recipe import PRESETS
 
 SHIPPED = WEIGHTS.parent / "regions" / "demo-gender.safetensors"

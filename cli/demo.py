@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,45 +13,6 @@ from . import options as o
 from .options import asked, backbone, recipe
 from .train import run, sentence
 from .voice import Failure, interruptible, quoted
-
-SAMPLING_STEPS = 12  # enough for the demo's pictures, and it should not take long
-UNCHANGED = ("harmless",)  # sets whose pictures are drawn once where the region leaves them alone
-
-
-def _demo_trainer(model: Any, chosen: Any, sets: dict[str, Any]) -> Any:
-    """A trainer whose steps and time left count the measuring afterwards, too."""
-    from ..training.pairs import demo_pairs
-    from ..training.trainer import Trainer
-
-    pictures = {name: (1 if name in UNCHANGED else 2) * len(prompts) for name, prompts in sets.items()}
-
-    class DemoTrainer(Trainer):
-        def count_steps(self) -> dict[str, int]:
-            return super().count_steps() | {"measure": sum(pictures.values())}
-
-        def work(self) -> Any:
-            found, measuring = super().work(), 2 * SAMPLING_STEPS * sum(pictures.values())
-            return replace(found, predictions=found.predictions | {"measure": measuring})
-
-        def measured(self, region: Any) -> list[Any]:
-            """Every set, drawn without and with the region."""
-            from ..demo.model import Judge
-            from ..evaluation.demo_measure import BATCH, measure_set
-
-            judge, results = Judge(), []
-            for name, prompts in sets.items():
-                until = self._ledger.time.done["measure"] + pictures[name]
-
-                def visit(name: str = name, until: int = until) -> None:
-                    done = min(self._ledger.time.done["measure"] + BATCH, until)
-                    self._ledger.reach("measure", done, message=name)
-
-                found = measure_set(self.backbone, judge, {"": region}, name, prompts, steps=SAMPLING_STEPS,
-                                    visit=visit)  # fmt: skip
-                results.append(found[""])
-            return results
-
-    return DemoTrainer(model, demo_pairs(), chosen, "weapons")
 
 
 @interruptible
@@ -69,6 +30,7 @@ def demo(
 ) -> None:  # fmt: skip
     """Train a region on the small model that comes with the pack, measure it, and show what it did."""
     from ..evaluation.demo_prompts import demo_prompts
+    from ..evaluation.demo_run import DemoRun
     from ..region import save_region
     from ..region.verdict import verdict
     from ..region.writing import write_atomically
@@ -78,7 +40,7 @@ def demo(
 
     args, voice = asked(ctx)
     folder = Path(out)
-    trainer = _demo_trainer(backbone(args), recipe(args), demo_prompts(prompts, harmless))
+    trainer = DemoRun(backbone(args), recipe(args), demo_prompts(prompts, harmless))
     region_file, page = folder / "weapons.safetensors", folder / "report.html"
     with voice.watching() as visit:
         region = run(trainer, region_file, {"family": "demo", "checkpoint": ""}, visit)

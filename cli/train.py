@@ -176,7 +176,8 @@ def train_balance(
     quiet: o.Quiet = False, as_json: o.AsJson = False, config: o.Config = None,
 ) -> None:  # fmt: skip
     """Learn the groups of an attribute, such as gender, from a pack or a file of rows."""
-    from ..training.attributes import AttributeTrainer, load_attribute
+    from ..training.attribute_trainer import AttributeTrainer
+    from ..training.attributes import load_attribute
     from ..training.packs import load_attribute_pack
 
     args, voice = asked(ctx)

@@ -11,7 +11,8 @@ from ..backbones.comfy import ComfyBackbone
 from ..region import Region, attribute_of, balance_conditioning, parse_shares
 from ..region.balance import known_groups
 from ..region.conditioning import MAX_STRENGTH
-from ..training.attributes import CONTRAST, AttributePairs, AttributeTrainer, load_attribute, parse_attribute
+from ..training.attribute_trainer import CONTRAST, AttributeTrainer
+from ..training.attributes import AttributePairs, load_attribute, parse_attribute
 from ..training.packs import attribute_pack_names, load_attribute_pack
 from ..training.pairs import PairsError
 from .common import LossMapType, SafeRegionType, advanced, schema, status

@@ -20,12 +20,12 @@ from ..region import Region, region_bytes, region_from_bytes
 from ..region.files import write_new
 from ..region.verdict import verdict
 from ..reports.training_run import picture, summary
+from ..training.learner import Learner
 from ..training.pairs import PromptPairs
 from ..training.plan import plan
 from ..training.previews import jpeg_text
 from ..training.progress import Progress, View
 from ..training.recipe import PRESETS, Recipe
-from ..training.run import TrainingRun
 from ..training.trainer import Trainer
 from .belonging import learned_on
 from .common import LossMapType, PromptPairsType, SafeRegionType, advanced, picture_tensor, schema, send_event
@@ -103,7 +103,7 @@ def keep_interrupted(region: Region | None) -> Path | None:
     return path
 
 
-def finished(node: type[io.ComfyNode], trainer: TrainingRun, model: Any) -> io.NodeOutput:
+def finished(node: type[io.ComfyNode], trainer: Learner, model: Any) -> io.NodeOutput:
     """Run a trainer to its end on a node, and what the node returns: region, losses and report picture.
 
     A run that does not finish leaves what it had learned in models/safe_regions/interrupted.

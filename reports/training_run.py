@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from ..region.verdict import on_harmless, on_unsafe, verdict
+from ..training.learner import Learner
 from ..training.progress import Separation, smooth
-from ..training.run import TrainingRun
+from ..training.stages import WORDS
 from .drawing import FAINT, INK, PALE, PAPER, before_after
 from .lettering import font, lines, write
 
 TONES = {"good": "#1d7a52", "warn": "#9a5b00", "bad": "#b3261e", "neutral": INK}  # of verdicts, readable on PAPER
-STAGES = {  # of a run, by what they do
-    "reading prompts": ("encode",), "walls": ("gate", "calibrate", "harden"), "first move": ("instant",),
-    "{steps} steps": ("trajectories", "discover", "strength"), "pictures": ("preview", "report"),
-}  # fmt: skip
 KINDS = ("#3f6fb5", "#8a5a9e")  # prompts that should be inside, and outside: neither colour means good or bad
 
 
@@ -64,9 +62,10 @@ def _histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], found:
 
 def where_time_went(numbers: dict[str, Any]) -> str:
     """In which of its stages a run spent its time, the longest first; those of less than a second are left out."""
-    spent = numbers.get("stage_seconds", {})
-    sums = {name.format(steps=numbers.get("steps", 0)): sum(spent.get(stage, 0.0) for stage in stages)
-            for name, stages in STAGES.items()}  # fmt: skip
+    sums: Counter[str] = Counter()
+    for stage, seconds in numbers.get("stage_seconds", {}).items():
+        if stage in WORDS:
+            sums[WORDS[stage].format(steps=numbers.get("steps", 0))] += seconds
     longest = sorted(sums.items(), key=lambda one: -one[1])
     return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest if seconds >= 1)
 
@@ -82,7 +81,7 @@ def summary(numbers: dict[str, Any]) -> list[str]:
     return lines
 
 
-def picture(run: TrainingRun) -> Image.Image:
+def picture(run: Learner) -> Image.Image:
     """A run on one sheet: what it is worth comes first, then loss curve, depths of both kinds of prompts, and what
     was drawn before and after.
     """

@@ -32,7 +32,8 @@ from comfyui_safe_region.region import (
 )  # fmt: skip
 from comfyui_safe_region.region.balance import GROUPS, STATED, known_groups
 from comfyui_safe_region.region.conditioning import ACTED, check_together
-from comfyui_safe_region.training.attributes import AttributeTrainer, demo_attribute, parse_attribute
+from comfyui_safe_region.training.attribute_trainer import AttributeTrainer
+from comfyui_safe_region.training.attributes import demo_attribute, parse_attribute
 from comfyui_safe_region.training.pairs import PairsError
 from comfyui_safe_region.training.recipe import PRESETS
 from region_examples import DTYPES, example_region, same_bits

@@ -10,7 +10,8 @@ import torch
 from test_training import PAIRS, SHORT
 
 from comfyui_safe_region.region import Gate
-from comfyui_safe_region.training.attributes import AttributeTrainer, calibrate_stated, demo_attribute
+from comfyui_safe_region.training.attribute_trainer import AttributeTrainer, calibrate_stated
+from comfyui_safe_region.training.attributes import demo_attribute
 from comfyui_safe_region.training.gate import at_most, checked_card, raised_together, tolerance_limit, upper_bound
 from comfyui_safe_region.training.packs import load_pack
 from comfyui_safe_region.training.prompts import LONG_WORDS, build_sets

@@ -24,8 +24,9 @@ from comfyui_safe_region.reports.training_run import summary
 from comfyui_safe_region.training import estimate
 from comfyui_safe_region.training.packs import attribute_pack_names, pack_names
 from comfyui_safe_region.training.pairs import parse_pairs
-from comfyui_safe_region.training.plan import BACKWARD, costs, plan
+from comfyui_safe_region.training.plan import plan
 from comfyui_safe_region.training.recipe import PRESETS
+from comfyui_safe_region.training.stages import BACKWARD, costs
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
 
@@ -278,7 +279,7 @@ def test_the_estimate_is_the_plan_at_the_pace_of_this_machine(monkeypatch):
     monkeypatch.setattr(estimate, "_seconds", seconds)
     recipe = PRESETS["region"]
     trainer = Trainer(ToyBackbone(), parse_pairs(PAIRS), recipe, "bad things")
-    expected = 0.5 * plan(trainer).encodings + 3.0 * 400 + 0.25 * sum(costs(trainer).values())
+    expected = 0.5 * plan(trainer).encodings + 3.0 * 400 + 0.25 * sum(costs(trainer.stages).values())
     assert BACKWARD == 2 and estimate.run_seconds(trainer) == pytest.approx(expected)
 
 

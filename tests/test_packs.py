@@ -12,7 +12,8 @@ from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
 from comfyui_safe_region.reports.training_run import summary
 from comfyui_safe_region.training import attributes
-from comfyui_safe_region.training.attributes import AttributeTrainer, parse_attribute
+from comfyui_safe_region.training.attribute_trainer import AttributeTrainer
+from comfyui_safe_region.training.attributes import parse_attribute
 from comfyui_safe_region.training.packs import (
     FOLDER,
     attribute_pack_names,

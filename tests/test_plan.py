@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from comfyui_safe_region.training.attributes import AttributeTrainer, parse_attribute
+from comfyui_safe_region.training.attribute_trainer import AttributeTrainer
+from comfyui_safe_region.training.attributes import parse_attribute
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.plan import plan
 from comfyui_safe_region.training.recipe import PRESETS

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from comfyui_safe_region.training import previews, processes
-from comfyui_safe_region.training.attributes import AttributeTrainer, parse_attribute
+from comfyui_safe_region.training.attribute_trainer import AttributeTrainer
+from comfyui_safe_region.training.attributes import parse_attribute
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.progress import (
     BINS,
@@ -30,6 +31,7 @@ from comfyui_safe_region.training.progress import (
     thinned,
 )
 from comfyui_safe_region.training.recipe import PRESETS
+from comfyui_safe_region.training.stages import costs
 from comfyui_safe_region.training.text_states import encode_all
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
@@ -98,7 +100,7 @@ def test_walls_losses_and_pictures_are_shown_as_they_come(watched):
         assert found[-1].outside[1] == pytest.approx(trainer.numbers["calibration"]["held_out_unsafe_touched"])
         assert len(found) > 10  # while the walls are sought, too
     previews = [progress.preview for progress in seen if progress.preview]
-    assert len(previews) == trainer.work().predictions.get("preview", 0) // (4 * 12 * 2)
+    assert len(previews) == costs(trainer.stages).get("preview", 0) // (4 * 12 * 2)
     assert all(picture.size == (4 * 132 - 4, 2 * 132 - 4) for picture in previews)
 
 

@@ -1,1 +1,1 @@
-"""How a region is learned: prompt pairs, gate, instant move, discovery through the model, calibration, reports."""
+"""How a region is learned: prompt pairs, gate, instant move, discovery through the model, calibration."""

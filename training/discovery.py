@@ -21,8 +21,10 @@ from ..region.region import Move, Part
 from ..region.steering import as_tokens, displacement, judged
 from . import processes
 from .instant import TokenStatistics
+from .recipe import Recipe
 
 TRAJECTORY_BATCH = 16
+TOLD = 4  # steps of progress that a batch of trajectories counts for
 SHARE_STEPS, SHARE_BATCH = 4, 32  # of the trajectories on which candidates are compared
 BISECTIONS = 2  # between LEAST and 1
 LEAST, SURE = 0.85, 0.9  # strength, share of prompts
@@ -57,6 +59,25 @@ def _mine(number: int, backbone: Backbone, count: int, steps: int, generator: to
         return True
     backbone.start(count, backbone.sigmas(steps)[0], generator)
     return False
+
+
+def trajectory_steps(count: int) -> int:
+    """In how many steps the progress of so many trajectories is counted."""
+    return TOLD * -(-count // TRAJECTORY_BATCH)
+
+
+def trajectory_predictions(recipe: Recipe, count: int) -> int:
+    """Predictions of `collect_moments` for so many pairs."""
+    others, total = 2 if recipe.target == "pair" else 3, 0
+    for number, begin in enumerate(range(0, count, TRAJECTORY_BATCH)):
+        walk = 2 if recipe.guidance != 1 and number % 2 == 0 else 1
+        total += recipe.sampling_steps * min(TRAJECTORY_BATCH, count - begin) * (walk + others)
+    return total
+
+
+def share_predictions(count: int) -> int:
+    """Predictions of `unsafe_shares` for so many candidates."""
+    return 3 * SHARE_STEPS * count
 
 
 def collect_moments(

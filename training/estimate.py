@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from .gate import TOLD_EVERY, fit_gate
-from .plan import BACKWARD, costs, plan
-from .run import TrainingRun
-from .text_states import ENCODE_BATCH, gated_key, sources_of, stacked
-from .trainer import Trainer
+from .learner import Learner
+from .plan import plan
+from .processes import count as processes
+from .stages import BACKWARD, costs, planned_steps
+from .text_states import ENCODE_BATCH, stacked
 
 GATE_TRIED = 10  # steps
 
@@ -27,20 +28,18 @@ def _seconds(run: Callable[[], Any]) -> float:
     return min(spent)
 
 
-def run_seconds(trainer: TrainingRun) -> float:
-    """About how many seconds `trainer.run()` will take. Encodes a batch of prompts and learns nothing."""
-    backbone, recipe = trainer.backbone, trainer.recipe
-    prompts = (trainer.shown_prompts() * ENCODE_BATCH)[:ENCODE_BATCH]
-    total = plan(trainer).encodings * _seconds(lambda: backbone.encode(prompts)) / len(prompts)
+def run_seconds(learner: Learner) -> float:
+    """About how many seconds `learner.run()` will take. Encodes a batch of prompts and learns nothing."""
+    backbone, recipe = learner.backbone, learner.recipe
+    prompts = (learner.shown_prompts() * ENCODE_BATCH)[:ENCODE_BATCH]
+    total = plan(learner).encodings * _seconds(lambda: backbone.encode(prompts)) / len(prompts)
     entries = backbone.encode(prompts)
-    if steps := TOLD_EVERY * trainer.count_steps().get("gate", 0):
-        states = stacked(entries)
-        texts = [one.of(states) for one in sources_of(states)] if isinstance(trainer, Trainer) else []
-        for tokens in texts or [states[gated_key(states)]]:
+    if steps := TOLD_EVERY * planned_steps(learner.stages).get("gate", 0):
+        for tokens in learner.walled_texts(stacked(entries)):
             generator = torch.Generator().manual_seed(0)
             tried = _seconds(lambda: fit_gate(tokens, tokens, tokens, None, generator, steps=GATE_TRIED))  # noqa: B023
             total += steps * tried / GATE_TRIED
-    if work := sum(costs(trainer).values()):
+    if work := sum(costs(learner.stages, processes()).values()):
         count = backbone.fits(recipe.batch_size)
         sigma = backbone.sigmas(recipe.sampling_steps)[0]
         noise = backbone.start(count, sigma, torch.Generator().manual_seed(0))

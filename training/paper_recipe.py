@@ -20,9 +20,16 @@ from ..backbones.protocol import Backbone
 from ..region.conditioning import CROSS_ATTENTION, Entry, text_blocks
 from ..region.region import Move, Part
 from .discovery import steer_entry
+from .recipe import Recipe
 
 FIRST_STEP = 0.2  # updates begin at step 10 of 50
 LOSS_SCALE = 10.0
+
+
+def paper_predictions(recipe: Recipe) -> tuple[int, int]:
+    """Predictions, and those of them with a backward pass, of `train_paper`."""
+    learning = sum(step >= FIRST_STEP * recipe.sampling_steps for step in range(recipe.sampling_steps))
+    return recipe.steps * (2 * recipe.sampling_steps + learning), recipe.steps * learning
 
 
 def lms_coefficient(order: int, sigmas: np.ndarray, step: int, back: int) -> float:
