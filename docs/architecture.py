@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from html import escape
@@ -158,7 +157,7 @@ def said_of(folder: str) -> str:
 
 
 def room(folder: str, found: Graph, x: float, y: float, wide: float) -> Room:
-    """Its name, what it is for, its modules, and how many of its imports go where."""
+    """Its name, what it is for, its modules, and where its imports go."""
     drawn, at = [text(x + 14, y + 24, f"{folder}/", 16, INK, ' font-weight="700"')], y + 28
     for line in wrap(said_of(folder), int((wide - 28) / 6.5), break_on_hyphens=False):
         at += 16
@@ -180,9 +179,8 @@ def room(folder: str, found: Graph, x: float, y: float, wide: float) -> Room:
                 drawn.append(shape)
                 left += size + 6
         at += 27
-    counts = Counter(folder_of(other) for one in own for other in found[one] if folder_of(other) != folder)
-    low = sorted(counts, key=lambda other: (FLOORS[other], other))
-    below = ", ".join(f"{other} {counts[other]}" for other in low)
+    others = {folder_of(other) for one in own for other in found[one]} - {folder}
+    below = ", ".join(sorted(others, key=lambda other: (FLOORS[other], other)))
     for line in wrap(f"imports from {below}", int((wide - 28) / 5.7)) if below else ["imports nothing of ours"]:
         at += 14
         drawn.append(text(x + 14, at, line, 10.5, GREY))
