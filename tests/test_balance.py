@@ -434,6 +434,15 @@ def learned() -> Region:
     return AttributeTrainer(ToyBackbone(), parse_attribute(TOY), SHORT).run()
 
 
+def test_an_encoder_that_reads_all_prompts_alike_is_named():
+    class Deaf(ToyBackbone):
+        def encode(self, prompts):
+            return super().encode(["a lamp"] * len(prompts))
+
+    with pytest.raises(PairsError, match="all prompts of every row alike"):
+        AttributeTrainer(Deaf(), parse_attribute(TOY), SHORT).run()
+
+
 def test_what_is_learned_is_an_attribute_region(learned, tmp_path):
     found = attribute_of(load_region(save_region(learned, tmp_path / "kind.safetensors")))
     assert list(found.groups) == ["left", "right"] and found.shares == {"left": 0.5, "right": 0.5}

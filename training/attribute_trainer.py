@@ -31,11 +31,12 @@ from .gate import (
 )
 from .gate import STEPS as GATE_STEPS
 from .learner import Learner, Taught
+from .pairs import PairsError
 from .progress import GROUP_LEFT, WALLS
 from .recipe import PREVIEW_PROMPTS, Recipe
 from .stages import Stage
 from .text_states import Source, batches, blocks_of, few, gated_key, known_tokens
-from .walls import Walls, calibrated
+from .walls import Walls, alike, calibrated
 
 CONTRAST = 1.0  # see `set_apart`
 STATED_STEPS = 1_000  # of the walls where the attribute is stated: an open prompt and its counterpart lie close
@@ -157,6 +158,11 @@ class AttributeTrainer(Learner):
             for share in (self.learn, self.held_out)
         )  # fmt: skip
         self._gated = gated_key(self._learned["rows"])
+        rows, stated = (self._learned[name] for name in ("rows", "stated"))
+        sides = [{"unsafe": rows, "safe": {key: found.split(len(self.learn.rows))[i] for key, found in stated.items()}}
+                 for i in range(len(self.targets))]  # fmt: skip
+        if all(alike(Source(self._gated), both) for both in sides):
+            raise PairsError("This text encoder reads all prompts of every row alike: is its model loaded and whole?")
         self._blocks = blocks_of(*self._learned.values(), *self._held.values())
         self._constant = known_tokens(self._learned["plain"], self._learned["rows"], [self._gated, *self._blocks])
         self._long = self._encode(self.held_out.long)[self._gated]

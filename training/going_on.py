@@ -84,7 +84,7 @@ def extended_move(old: Move, learn: TokenStatistics, held_out: TokenStatistics, 
     if len(down) > most:
         covariance = learn.xx - torch.outer(learn.x, learn.x)
         whole = up @ down
-        basis = leading(whole @ covariance @ whole.T, most)
+        basis = leading(lambda vectors: whole @ (covariance @ (whole.T @ vectors)), len(whole), most)
         # what is cut off is replaced by its mean
         offset = offset + (whole - basis @ (basis.T @ whole)) @ learn.x
         down, up = basis.T @ whole, basis

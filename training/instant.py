@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,8 @@ from ..region.steering import judged
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 CHUNK = 256  # prompts
-EXACT = 1_024  # features; all eigenvectors of wider matrices take minutes
+ITERATIONS, SPARE = 200, 8  # of subspace iteration at most, and vectors beside those that are asked for
+CLOSE = 1e-7  # of the largest eigenvalues' sum: by how much it still grew in the last iteration
 STILL = 4.0  # harmless tokens together count so many times as much as the unsafe ones
 
 
@@ -84,12 +86,26 @@ def token_statistics(
     return TokenStatistics(mean, scale, *(total / max(count, 1) for total in sums))
 
 
-def leading(matrix: Tensor, count: int) -> Tensor:
-    """The eigenvectors [D, count] with the largest eigenvalues of a symmetric matrix [D, D], largest first."""
-    if len(matrix) <= EXACT:
-        return torch.linalg.eigh(matrix).eigenvectors[:, -count:].flip(-1)
-    start = torch.randn(len(matrix), count, dtype=matrix.dtype, generator=torch.Generator().manual_seed(0))
-    return torch.lobpcg(matrix, X=start, niter=100, largest=True)[1]
+def leading(product: Callable[[Tensor], Tensor], width: int, count: int) -> Tensor:
+    """The eigenvectors [D, count] with the largest eigenvalues of a symmetric matrix, largest first.
+
+    Subspace iteration (Bauer, 1957) with a few vectors more: the matrix itself need not be known.
+
+    Args:
+        product: of the positive matrix [D, D] and some vectors [D, n], in float64.
+        width: D.
+    """
+    start = torch.randn(width, min(count + SPARE, width), dtype=torch.float64,
+                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+    basis, before = torch.linalg.qr(start).Q, -1.0
+    for _ in range(ITERATIONS):
+        image = product(basis)
+        values, vectors = torch.linalg.eigh(basis.T @ image)
+        total = float(values[-count:].sum())
+        if total - before <= CLOSE * total:
+            break
+        basis, before = torch.linalg.qr(image).Q, total
+    return (basis @ vectors[:, -count:]).flip(-1)
 
 
 def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -> Move:
@@ -104,10 +120,18 @@ def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -
     best: tuple[float, Tensor, Tensor, Tensor] | None = None
     for penalty in PENALTIES:
         ridge = penalty * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
-        solution = torch.cholesky_solve(wanted, torch.linalg.cholesky(covariance + ridge))  # [D, D], y from x
+        factor = torch.linalg.cholesky(covariance + ridge)
+
+        def fitted(vectors: Tensor, factor: Tensor = factor) -> Tensor:
+            """The ridge regression, which takes x to y, on the right of vectors of the output."""
+            return torch.cholesky_solve(wanted @ vectors, factor)
+
+        def carried(vectors: Tensor, factor: Tensor = factor, fitted: Callable[[Tensor], Tensor] = fitted) -> Tensor:
+            return wanted.T @ torch.cholesky_solve(covariance @ fitted(vectors), factor)
+
         # the r directions of the output that carry most of the fitted displacement
-        up = leading(solution.T @ covariance @ solution, rank)  # [D, r]
-        down = (solution @ up).T  # [r, D]
+        up = leading(carried, len(covariance), rank)  # [D, r]
+        down = fitted(up).T  # [r, D]
         offset = learn.y - up @ (down @ learn.x)
         error = float(held_out.error(down, up, offset))
         if best is None or error < best[0]:

@@ -311,19 +311,19 @@ class Learner:
         """The region as it is by now; an interrupt may leave it so."""
         steps = self._ledger.time.planned.get("discover", 0)
         stopped = f"stopped after {len(self.losses)} of {steps} steps" if steps else "stopped before its end"
-        about, (learned, recipe) = self._metadata(), self._learned_from()
-        metadata = {
-            "name": self.concept, "concept": self.concept, "created": date.today().isoformat(),
-            "encoder": self._signature, "calibration": self.numbers.get("calibration", {}),
-            "recipe": self.recipe.describe() | recipe
-            | {"pairs_hash": hashlib.sha256(learned.encode()).hexdigest()[:16]},
-        }  # fmt: skip
         parts = (*map(detached, self._parts), *self._other_parts())
-        self.region = Region(parts, metadata | about | {UNFINISHED: stopped})
+        measured = {"calibration": self.numbers.get("calibration", {}), UNFINISHED: stopped}
+        self.region = Region(parts, self._about | measured)
 
     @cached_property
-    def _signature(self) -> dict[str, Any]:
-        return self.backbone.signature()
+    def _about(self) -> dict[str, Any]:
+        """What the region says of itself from the beginning of the run."""
+        learned, recipe = self._learned_from()
+        recipe["pairs_hash"] = hashlib.sha256(learned.encode()).hexdigest()[:16]
+        return {
+            "name": self.concept, "concept": self.concept, "created": date.today().isoformat(),
+            "encoder": self.backbone.signature(), "recipe": self.recipe.describe() | recipe, **self._metadata(),
+        }  # fmt: skip
 
     def _draw(self, entries: Sequence[Entry]) -> list[Image.Image]:
         empty = self.backbone.encode([""])[0]
