@@ -303,7 +303,7 @@ def test_an_interrupt_while_the_demo_measures_keeps_the_region(tmp_path, capsys,
         self.region = load_region(WEAPONS)
 
     monkeypatch.setattr(Trainer, "run", trained)
-    monkeypatch.setattr("comfyui_safe_region.evaluation.demo_measure.measure_set", interrupted)
+    monkeypatch.setattr("comfyui_safe_region.evaluation.demo_run.measure_set", interrupted)
     monkeypatch.setattr(Trainer, "_ledger", SimpleNamespace(time=SimpleNamespace(done={"measure": 0})), raising=False)
     error = fails(capsys, "demo", "--out", str(tmp_path / "results"), "--prompts", "1", "--harmless", "1", code=130)
     assert f"The trained region is in {tmp_path / 'results' / 'weapons.safetensors'}" in error

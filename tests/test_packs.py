@@ -11,7 +11,7 @@ import torch
 from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
 from comfyui_safe_region.reports.training_run import summary
-from comfyui_safe_region.training import attributes
+from comfyui_safe_region.training import attribute_trainer
 from comfyui_safe_region.training.attribute_trainer import AttributeTrainer
 from comfyui_safe_region.training.attributes import parse_attribute
 from comfyui_safe_region.training.packs import (
@@ -219,7 +219,7 @@ def test_held_out_words_are_measured_and_never_learned_from():
 
 
 def test_the_rows_held_out_of_an_attribute_are_measured(monkeypatch):
-    monkeypatch.setattr(attributes, "STATED_STEPS", 40)
+    monkeypatch.setattr(attribute_trainer, "STATED_STEPS", 40)
     text = (
         "attribute: gender\na {zzjudge|zzcook|zznurse|zzpilot} {at night|in town|on a hill} => "
         "man: a male {zzjudge|zzcook|zznurse|zzpilot} {at night|in town|on a hill} => "
