@@ -17,15 +17,17 @@ from unittest.mock import patch
 import comfy.model_management
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..region.conditioning import Entry
 
-PROMPTS = 64  # looked ahead over: what is remembered takes as much memory as their states
+PROMPTS = 256  # looked ahead over; what is remembered is at most a pass for each length of rows
 FEWEST = 4  # prompts; fewer gain nothing
+CHECKED = 8  # prompts, encoded in both ways once
 # At most so many tokens, and bytes of states, in a pass: more is hardly faster, and ComfyUI leaves room for one prompt.
-TOKENS, BYTES = 2048, 2**27
+TOKENS, BYTES = 2048, 2**26
 TOLERANCE = 1e-3  # of a token's length; rounding in fp32 is a thousandth of that
+SMALL = 50_000_000  # weights that compute: with fewer, threads mostly wait for each other where a machine is busy
 PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 Row = tuple[int, ...]
@@ -33,7 +35,7 @@ Row = tuple[int, ...]
 
 def row_of(tokens: Any) -> Row | None:
     """A row of tokens to remember it by; None where it holds something else than numbers, as pictures are."""
-    return tuple(map(int, tokens)) if all(isinstance(token, Integral) for token in tokens) else None
+    return tuple(tokens) if all(type(token) is int or isinstance(token, Integral) for token in tokens) else None
 
 
 def rows_of(tokens: Any) -> Iterator[tuple[str, Row]]:
@@ -65,10 +67,12 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _split(encoded: Any, count: int) -> list[Any]:
     """What a part made of so many rows, for each of them. Raises ValueError where it does not come apart."""
+    leaves, shape = tree_flatten(encoded)
     if any(leaf is not None and not (isinstance(leaf, Tensor) and leaf.ndim > 1 and len(leaf) == count)
-           for leaf in tree_flatten(encoded)[0]):  # fmt: skip
+           for leaf in leaves):  # fmt: skip
         raise ValueError("This text encoder does not keep its rows apart.")
-    return [tree_map(lambda leaf: leaf if leaf is None else leaf[i : i + 1], encoded) for i in range(count)]
+    cut = [[leaf] * count if leaf is None else leaf.split(1) for leaf in leaves]
+    return [tree_unflatten(row, shape) for row in zip(*cut)]
 
 
 def _joined(rows: Sequence[Any]) -> Any:
@@ -93,13 +97,13 @@ class _Plan:
 class _Part:
     """Stands in for the `encode` of a text encoder's part, while a plan's prompts go through it in their order.
 
-    `passes` are those through the part itself. It `failed` where rows came out of a pass in another way than alone;
-    from then on it is asked as ComfyUI asks it.
+    Counts how often it knew the answer: `recalled`. It `failed` where rows came out of a pass in another way than
+    alone, or not at all; from then on it is asked as ComfyUI asks it.
     """
 
     def __init__(self, module: nn.Module, plan: _Plan) -> None:
         self.module, self.encode, self.plan = module, module.encode, plan
-        self.passes, self.failed = 0, False
+        self.recalled, self.failed = 0, False
         self._names: set[str] = set()  # that this part's rows may have
         self._known: dict[tuple[str, Row], Any] = {}
         self._left = Counter(plan.uses)
@@ -110,18 +114,18 @@ class _Part:
         rows = [row_of(row) for row in tokens]
         planned = [self.plan.names[row] for row in rows if row in self.plan.names]
         if self.failed or None in rows or not planned:
-            return self._pass(tokens)
+            return self.encode(tokens)
         self._names = self._names.intersection(*planned) or planned[0]
         # some encoders read with one setting, then with another
         state = repr([value for value in vars(self.module).values() if isinstance(value, PLAIN)])
         if missing := dict.fromkeys(row for row in rows if (state, row) not in self._known):
-            alone = None if self._token_bytes else self._pass(tokens)
+            alone = None if self._token_bytes else self.encode(tokens)
             if alone is not None:
                 leaves = [leaf for leaf in tree_flatten(alone)[0] if isinstance(leaf, Tensor)]
                 self._token_bytes = max(sum(leaf.nbytes for leaf in leaves) / sum(map(len, rows)), 1.0)
             try:
                 wanted = [*missing, *self._next(state, missing)]
-                encoded = self._pass([list(row) for row in wanted])
+                encoded = self.encode([list(row) for row in wanted])
                 self._known |= {(state, row): states for row, states in zip(wanted, _split(encoded, len(wanted)))}
                 self.failed = alone is not None and not alike(self._of(state, rows), alone)
             except comfy.model_management.InterruptProcessingException:
@@ -130,17 +134,14 @@ class _Part:
                 self.failed = True
             if self.failed:
                 self._known.clear()
-                return self._pass(tokens) if alone is None else alone
+                return self.encode(tokens) if alone is None else alone
+        self.recalled += not missing
         result = self._of(state, rows)
         for row in rows:
             self._left[row] -= 1
             if self._left[row] == 0:
                 self._known.pop((state, row), None)
         return result
-
-    def _pass(self, tokens: Sequence[Any]) -> Any:
-        self.passes += 1
-        return self.encode(tokens)
 
     def _of(self, state: str, rows: Sequence[Row]) -> Any:
         return _joined([self._known[state, row] for row in rows])
@@ -156,6 +157,19 @@ class _Part:
         return list(dict.fromkeys(islice(new, max(most - len(missing), 0))))
 
 
+@contextmanager
+def few_threads(module: nn.Module) -> Iterator[None]:
+    """One thread for what a small module does on the CPU."""
+    threads = torch.get_num_threads()
+    layers = (layer for layer in module.modules() if not isinstance(layer, nn.Embedding))
+    if sum(weight.numel() for layer in layers for weight in layer.parameters(recurse=False)) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Together:
     """Encodes prompts of one CLIP with each other, for as long as that gives what one by one gives.
 
@@ -165,29 +179,34 @@ class Together:
 
     def __init__(self, clip: Any, one: Callable[[Any], Entry]) -> None:
         self.clip, self.one = clip, one
+        self.encoder = getattr(clip, "cond_stage_model", nn.Module())  # packs have CLIPs of other kinds
         self.works: bool | None = None  # not known until some prompts were encoded in both ways
         self.barred: set[str] = set()  # parts that are asked for each prompt alone
 
     def encode(self, prompts: Sequence[str]) -> list[Entry]:
-        few = (prompts[begin : begin + PROMPTS] for begin in range(0, len(prompts), PROMPTS))
-        return [entry for some in few for entry in self._encoded([self.clip.tokenize(prompt) for prompt in some])]
+        entries = []
+        with few_threads(self.encoder):
+            for begin in range(0, len(prompts), PROMPTS):
+                with torch.inference_mode():  # as ComfyUI's nodes do: tokens may hold embeddings from a file
+                    tokens = [self.clip.tokenize(prompt) for prompt in prompts[begin : begin + PROMPTS]]
+                entries += self._encoded(tokens)
+        return entries
 
     def _encoded(self, prompts: Sequence[Any]) -> list[Entry]:
         # hooks change weights between prompts, or within one
-        hooked = getattr(self.clip.patcher, "forced_hooks", None) is not None
+        hooked = getattr(getattr(self.clip, "patcher", None), "forced_hooks", None) is not None
         if self.works is False or hooked or len(prompts) < FEWEST:
             return [self.one(tokens) for tokens in prompts]
         entries, remembered = [], []
         with self._parts(_Plan(prompts)) as parts:
             for tokens in prompts:
-                passes = sum(part.passes for part in parts)
+                before = sum(part.recalled for part in parts)
                 entries.append(self.one(tokens))
-                remembered.append(passes == sum(part.passes for part in parts))
-        if self.works is None and any(remembered):
-            # what a part leaves behind for the code around it, and rows that only others' lengths change
-            known = sorted((i for i, was in enumerate(remembered) if was),
-                           key=lambda i: sum(len(row) - row.count(row[-1]) for _, row in rows_of(prompts[i])))  # fmt: skip
-            tried = {known[0], known[-1], max(known)}
+                if sum(part.recalled for part in parts) > before:
+                    remembered.append(len(entries) - 1)
+        if self.works is None and remembered:
+            # a part may leave something behind for the code around it, or see a row in the light of others
+            tried = remembered[:: -(-len(remembered) // CHECKED)]
             self.works = all(alike(entries[i], self.one(prompts[i])) for i in tried)
             if not self.works:
                 return [self.one(tokens) for tokens in prompts]
@@ -198,7 +217,7 @@ class Together:
         """The text encoder's parts, with their `encode` replaced."""
         with ExitStack() as stack:
             parts = {}
-            for name, module in self.clip.cond_stage_model.named_modules():
+            for name, module in self.encoder.named_modules():
                 if hasattr(module, "encode_token_weights") and hasattr(module, "encode") and name not in self.barred:
                     parts[name] = _Part(module, plan)
                     stack.enter_context(patch.object(module, "encode", parts[name]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -216,9 +218,117 @@ class TestWords(io.ComfyNode):
         return io.NodeOutput(ui={"text": [json.dumps(found)]})
 
 
+PROMPTS = (
+    "an axe on a table", "a (very large:1.3) dog in the [park]", "", "a cat", "a cat", 'a sign that says "no"',
+    "seven dogs and a cat that sleep in the shade of an old oak tree by the river " * 12,
+    *(f"a {what} {where}" for what in ("knife", "red rose", "tall old house", "bird of paradise")
+      for where in ("", "in the park", "on a table beside a window at night", "(by the sea:0.7)")),
+)  # fmt: skip
+
+
+def _apart(one: Any, other: Any) -> float:
+    """How far two tensors are from another, by tokens, in parts of the other's length; 1 where they do not compare."""
+    if not isinstance(one, torch.Tensor):
+        return float(not (type(one) is type(other) and one == other))
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return 1.0
+    apart, length = (one.double() - other.double()).norm(dim=-1), other.double().norm(dim=-1)
+    return float((apart / length.clamp(min=1e-9)).max()) if one.numel() else 0.0
+
+
+def _mixing(kind: str, module: torch.nn.Module) -> Any:
+    """An `encode` that does well alone and in company does not, for the text encoder's part that is given."""
+    encode, most = module.encode, 5  # rows of the longest prompt, and the one that weights need
+
+    def encoded(tokens):
+        if kind == "refuses" and len(tokens) > most:
+            raise RuntimeError("one row at a time")
+        states, pooled, *rest = encode(tokens)
+        if kind == "mixes":  # each row gets some of the others
+            states = states + states.mean(0, keepdim=True)
+        elif kind == "first":  # all rows are taken to be as long as the first one
+            states = states * len(set(tokens[0]))
+        elif kind == "joins":
+            states = states.flatten(0, 1)[None] if len(states) > most else states
+        elif kind == "tells":  # the code around it looks there
+            module.transformer.last_row = len(set(tokens[-1]))
+        return states, pooled, *rest
+
+    return encoded
+
+
+class TestEncoding(io.ComfyNode):
+    """Prompts encoded together, twice, and one by one, as JSON.
+
+    How far they are apart, whether they have the same keys, whether all is left as it was found, passes through the
+    encoder's parts in both ways, and with how many threads, whether encoding together is said to work, and the parts
+    that are said not to. `kind` is what becomes of a part that gets many rows.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        kinds = ["plain", "mixes", "first", "joins", "tells", "refuses"]
+        return io.Schema(
+            node_id="TestEncoding", category="testing", is_output_node=True,
+            inputs=[io.Model.Input("model"), io.Clip.Input("clip"), io.Combo.Input("kind", options=kinds)], outputs=[],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, clip, kind):
+        if "MiniMaxH3" in type(model.model).__name__:
+            model = None  # no region is learned on it, but prompts are encoded
+        backbone, passes = pack_module("backbones.comfy").ComfyBackbone(model, clip), []
+        parts = [part for part in clip.cond_stage_model.modules()
+                 if hasattr(part, "encode_token_weights") and hasattr(part, "encode")]  # fmt: skip
+        threads, seen = torch.get_num_threads(), set()
+        with ExitStack() as stack:
+            stack.callback(torch.set_num_threads, threads)
+
+            def replaced(part, name, by):
+                stack.enter_context(patch.object(part, name, by))
+
+            for place, part in enumerate(parts):
+                if kind != "plain" and place == 0:
+                    replaced(part, "encode", _mixing(kind, part))
+                    if kind == "tells":
+                        weights = part.encode_token_weights
+
+                        def told(pairs, part=part, weights=weights):
+                            out = weights(pairs)
+                            return (out[0] * part.transformer.last_row, *out[1:])
+
+                        replaced(part, "encode_token_weights", told)
+
+                def counted(tokens, encode=part.encode):
+                    passes.append(len(tokens))
+                    seen.add(torch.get_num_threads())
+                    return encode(tokens)
+
+                replaced(part, "encode", counted)
+            before = [part.encode for part in parts]
+            torch.set_num_threads(2)
+            first = backbone.encode(PROMPTS)  # looks whether this works
+            passes.clear()
+            together, few = backbone.encode(PROMPTS), len(passes)
+            passes.clear()
+            left = torch.get_num_threads() == 2
+            torch.set_num_threads(1)
+            alone = [backbone._entry(clip.tokenize(prompt)) for prompt in PROMPTS]
+            left = left and [part.encode for part in parts] == before
+        both = [[{"cross_attn": entry[0], **entry[1]} for entry in found]
+                for found in zip(first + together, alone + alone)]  # fmt: skip
+        found = {
+            "apart": max(_apart(one.get(key), other[key]) for one, other in both for key in other),
+            "same_keys": all(list(one) == list(other) for one, other in both), "left_as_found": left,
+            "passes": few, "passes_alone": len(passes), "threads": sorted(seen), "works": backbone._together.works,
+            "barred": sorted(backbone._together.barred),
+        }  # fmt: skip
+        return io.NodeOutput(ui={"text": [json.dumps(found)]})
+
+
 class FamilyExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestPose, TestGradients, TestWords]
+        return [TestFamily, TestRandomRegion, TestCompare, TestLatent, TestPose, TestGradients, TestWords, TestEncoding]
 
 
 async def comfy_entrypoint():
