@@ -45,8 +45,8 @@ class SafeRegionGuardReport(io.ComfyNode):
             description="Says after sampling what a guarded model was asked to draw: whether any prompt lay outside of "
             "the region, how far, and for which concept. Place it behind the sampler, and route on what it says.",
             is_output_node=True,  # behind a sampler it may be the last
-            search_aliases=["safe region", "guard", "report", "verdict", "moderation", "route", "block", "nsfw",
-                            "detect", "flag"],
+            search_aliases=["safe region", "guard", "report", "verdict", "moderation", "route", "block", "detect",
+                            "flag"],
             inputs=[
                 io.Model.Input("model", tooltip=f"The guarded model, from {TITLE}."),
                 io.Latent.Input("latent", tooltip="What a sampler drew with it. It comes out as it is."),
