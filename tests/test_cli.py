@@ -264,9 +264,9 @@ def test_a_dry_run_needs_no_out_and_says_how_long(toy, capsys):
     main([*toy, "--dry-run"])
     text = capsys.readouterr().out
     assert re.search(r"^time: (about|a few)", text, re.M)
-    counts = re.findall(r"([\d,]+) (?:prompts to|to learn)", text)
-    encoded, prompts = (int(count.replace(",", "")) for count in counts)
-    assert prompts <= 300 < encoded
+    counts = re.findall(r"([\d,]+) (?:prompts to|to learn|for traj)", text)
+    encoded, kept, again = (int(count.replace(",", "")) for count in counts)
+    assert kept <= 300 and encoded == kept + again
 
 
 def test_the_estimate_is_the_plan_at_the_pace_of_this_machine(monkeypatch):
@@ -335,9 +335,9 @@ def test_options_come_from_a_file_and_those_that_are_typed_go_first(toy, form, t
     file = tmp_path / f"c.{form}"
     file.write_text(text, encoding="utf-8")
     main(["train", "--config", str(file), "--json"])
-    assert json.loads(capsys.readouterr().out)["prompts"] <= 300
+    assert json.loads(capsys.readouterr().out)["kept"] <= 300
     main(["train", "--config", str(file), "--json", "--prompts", "250"])
-    assert json.loads(capsys.readouterr().out)["prompts"] <= 250
+    assert json.loads(capsys.readouterr().out)["kept"] <= 250
     file.write_text(text.replace("preset", "presett"), encoding="utf-8")
     assert '"presett"' in fails(capsys, "train", "--config", str(file))
     file.write_bytes('{"concept": "Messer für"}'.encode("latin-1"))

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from .gate import TOLD_EVERY, WallFit, bags_of, first_walls, judged_all
+from .gate import TOLD_EVERY, fit_gate
 from .learner import Learner
 from .plan import plan
 from .processes import count as processes
 from .stages import BACKWARD, costs, planned_steps
-from .stream import BATCH
-from .text_states import stacked
+from .text_states import ENCODE_BATCH, stacked
 
 GATE_TRIED = 10  # steps
 
@@ -32,15 +31,13 @@ def _seconds(run: Callable[[], Any]) -> float:
 def run_seconds(learner: Learner) -> float:
     """About how many seconds `learner.run()` will take. Encodes a batch of prompts and learns nothing."""
     backbone, recipe = learner.backbone, learner.recipe
-    prompts = (learner.shown_prompts() * BATCH)[:BATCH]
+    prompts = (learner.shown_prompts() * ENCODE_BATCH)[:ENCODE_BATCH]
     total = plan(learner).encodings * _seconds(lambda: backbone.encode(prompts)) / len(prompts)
     entries = backbone.encode(prompts)
     if steps := TOLD_EVERY * planned_steps(learner.stages).get("gate", 0):
         for tokens in learner.walled_texts(stacked(entries)):
             generator = torch.Generator().manual_seed(0)
-            start = first_walls(tokens, tokens, tokens, None, generator)
-            bags = bags_of(tokens, judged_all(tokens, None), start, generator)
-            tried = _seconds(lambda: WallFit(start, generator).run(bags, bags, GATE_TRIED))  # noqa: B023
+            tried = _seconds(lambda: fit_gate(tokens, tokens, tokens, None, generator, steps=GATE_TRIED))  # noqa: B023
             total += steps * tried / GATE_TRIED
     if work := sum(costs(learner.stages, processes()).values()):
         count = backbone.fits(recipe.batch_size)
