@@ -35,7 +35,7 @@ from .pairs import PairsError
 from .progress import GROUP_LEFT, WALLS
 from .recipe import PREVIEW_PROMPTS, Recipe
 from .stages import Stage
-from .text_states import Source, batches, blocks_of, few, gated_key, known_tokens
+from .text_states import Source, blocks_of, few, gated_key, known_tokens
 from .walls import Walls, alike, calibrated
 
 CONTRAST = 1.0  # see `set_apart`
@@ -139,13 +139,12 @@ class AttributeTrainer(Learner):
     # --- stages ---
 
     def _region_stages(self) -> list[Stage]:
-        lists, tried = self.prompts(), self.tried()
-        kept, told = sum(map(len, lists)), -(-len(self.learn.stated) // len(self.learn.rows))
+        told = -(-len(self.learn.stated) // len(self.learn.rows))
         return [
-            Stage("encode", sum(batches(len(prompts)) for prompts in lists), self._read_prompts, kept, kept),
+            self._reading(self.prompts(), self._read_prompts, keep=True),
             Stage("gate", (GATE_STEPS + told * STATED_STEPS) // TOLD_EVERY, self._fit_walls),
             Stage("calibrate", 1),
-            Stage("encode", sum(batches(len(prompts)) for prompts in tried), self._check, sum(map(len, tried))),
+            self._reading(self.tried(), self._check, keep=False),
             Stage("instant", 1, self._move_at_once),
             *self._discovery_stages(len(self.learn.rows)),
         ]

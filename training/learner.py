@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -31,7 +31,7 @@ from .paper_recipe import paper_part, paper_predictions, train_paper
 from .progress import Ledger, Progress, Separation, measure, separation
 from .recipe import REPORT_STEPS, Recipe
 from .stages import Stage, costs, planned_steps
-from .text_states import cut, encode_all, same_length, text_bytes
+from .text_states import batches, cut, encode_all, same_length, text_bytes
 
 STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
 
@@ -157,6 +157,11 @@ class Learner:
         return Stage("report", int(self.draws()), self._report, encodings=shown + 1 + drawn + targets if shown else 0,
                      predictions=self._pictures(shown + drawn), alone=True)  # fmt: skip
 
+    def _reading(self, lists: Collection[Sequence[str]], do: Callable[[], None], keep: bool) -> Stage:
+        """The stage that encodes these prompts; `keep`: whether their text states are kept."""
+        count = sum(map(len, lists))
+        return Stage("encode", sum(batches(len(prompts)) for prompts in lists), do, count, count * keep)
+
     # --- stages ---
 
     def _encode(self, prompts: Sequence[str], planned: bool = True) -> dict[str, Tensor]:
@@ -243,18 +248,13 @@ class Learner:
         sides = [self.backbone.encode([goals[i] for _, goals in rows]) for i in range(len(self.targets))]
         empty = self.backbone.encode([""])[0]
         for i, target in enumerate(self.targets):
-            named = f"{target}: " if len(self.targets) > 1 else ""
-            pairs = list(zip(entries, self._goals(sides, i)))
+            named, pairs = self._named(target), list(zip(entries, self._goals(sides, i)))
 
             def tell(done: int, total: int, i: int = i, named: str = named) -> None:
                 self._ledger.reach("trajectories", TOLD * (i * total + done), message=f"{named}{done} of {total}")
 
             def visit(step: int, loss: float, part: Part, i: int = i, named: str = named) -> None:
-                self.losses.append(loss)
-                self._parts[i] = part
-                self._keep()
-                self._ledger.report("discover", loss=loss, measure=self.measure,
-                                    message=f"{named}step {step + 1} of {recipe.steps}")  # fmt: skip
+                self._learned(i, part, loss, f"{named}step {step + 1} of {recipe.steps}")
                 if recipe.previews_after(step) and self.draws() and processes.index() == 0:
                     self._ledger.report("preview", preview=self._preview(i),
                                         message=f"{named}after step {step + 1}")  # fmt: skip
@@ -267,6 +267,18 @@ class Learner:
                                       recipe.text_weight)  # fmt: skip
         self._keep()
 
+    def _named(self, target: str) -> str:
+        """What messages about a target begin with, where there are several."""
+        return f"{target}: " if len(self.targets) > 1 else ""
+
+    def _learned(self, target: int, part: Part, loss: float, message: str) -> None:
+        """A step through the diffusion model is done."""
+        self.losses.append(loss)
+        self._parts[target] = part
+        if len(self._parts) == len(self.targets):  # fewer are no region
+            self._keep()
+        self._ledger.report("discover", loss=loss, measure=self.measure, message=message)
+
     def _learn_as_paper(self) -> None:
         """The paper's way: one rank-1 shift for every prompt, for each target."""
         recipe = self.recipe
@@ -274,16 +286,10 @@ class Learner:
         prompts = self.backbone.encode(self._paper_prompts())
         for i, (target, goal) in enumerate(zip(self.targets, goals)):
             self._ledger.report("encode")
-            named = f"{target}: " if len(self.targets) > 1 else ""
             self._parts.append(self._paper_start(target, empty))
 
-            def visit(step: int, loss: float, part: Part, i: int = i, named: str = named) -> None:
-                self.losses.append(loss)
-                self._parts[i] = part
-                if len(self._parts) == len(self.targets):  # fewer are no region
-                    self._keep()
-                self._ledger.report("discover", loss=loss, measure=self.measure,
-                                    message=f"{named}trajectory {step + 1} of {recipe.steps}")  # fmt: skip
+            def visit(step: int, loss: float, part: Part, i: int = i, named: str = self._named(target)) -> None:
+                self._learned(i, part, loss, f"{named}trajectory {step + 1} of {recipe.steps}")
 
             self._parts[i] = train_paper(self.backbone, prompts, goal, empty, self._parts[i], recipe.steps,
                                          recipe.learning_rate, recipe.guidance, recipe.sampling_steps, self._generator,

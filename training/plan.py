@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Generator
 
-if TYPE_CHECKING:
-    from .learner import Learner
+from .learner import Learner
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from .scope import beyond_scope, fit_scope
 from .stages import Stage
 from .text_states import (
     Source,
-    batches,
     beside,
     blocks_of,
     cut,
@@ -126,18 +125,16 @@ class Trainer(Learner):
 
     def _region_stages(self) -> list[Stage]:
         sets, recipe = self.sets, self.recipe
-        lists, tried = self.prompts().values(), self.tried()
-        kept, told = sum(map(len, lists)), GATE_STEPS // TOLD_EVERY
-        rounds = recipe.harden if self.backbone.can_denoise else 0
+        told, rounds = GATE_STEPS // TOLD_EVERY, self._rounds
         stages = [
-            Stage("encode", sum(batches(len(prompts)) for prompts in lists), self._read_prompts, kept, kept),
+            self._reading(self.prompts().values(), self._read_prompts, keep=True),
             Stage("gate", told, self._fit_walls),
             Stage("calibrate", 1),
             Stage("harden", 4 * rounds, self._harden, rounds * EDITED * (EDITS + 6),
                   predictions=rounds * share_predictions(EDITED)),
             Stage("gate", rounds * told),
             Stage("calibrate", rounds),
-            Stage("encode", sum(batches(len(prompts)) for prompts in tried), self._check, sum(map(len, tried))),
+            self._reading(self.tried(), self._check, keep=False),
             Stage("instant", 1, self._move_at_once),
             *self._discovery_stages(len(sets.pairs)),
         ]  # fmt: skip
@@ -147,6 +144,11 @@ class Trainer(Learner):
             stages.append(Stage("strength", 1, self._settle, 2 * held_out,
                                 predictions=shares * share_predictions(held_out)))  # fmt: skip
         return stages
+
+    @property
+    def _rounds(self) -> int:
+        """Of the search for prompts that evade the walls, which asks the diffusion model."""
+        return self.recipe.harden if self.backbone.can_denoise else 0
 
     def _read_prompts(self) -> None:
         """Encode all that is learned from and calibrated with, and see which texts there are."""
@@ -171,7 +173,7 @@ class Trainer(Learner):
 
     def _harden(self) -> None:
         """Search for prompts that evade the walls, and fit these again."""
-        for number in range(self.recipe.harden if self.backbone.can_denoise else 0):
+        for number in range(self._rounds):
             found = self._evading()
             self._ledger.report("harden", 4, message=f"round {number + 1}: {len(found)} prompts evaded the gate")
             self.numbers.setdefault("evaded", []).append(len(found))
