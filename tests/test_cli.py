@@ -27,6 +27,7 @@ from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.plan import plan
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.stages import BACKWARD, costs
+from comfyui_safe_region.training.stream import BATCH
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
 
@@ -264,13 +265,13 @@ def test_a_dry_run_needs_no_out_and_says_how_long(toy, capsys):
     main([*toy, "--dry-run"])
     text = capsys.readouterr().out
     assert re.search(r"^time: (about|a few)", text, re.M)
-    counts = re.findall(r"([\d,]+) (?:prompts to|to learn|for traj)", text)
-    encoded, kept, again = (int(count.replace(",", "")) for count in counts)
-    assert kept <= 300 and encoded == kept + again
+    counts = re.findall(r"([\d,]+) (?:prompts to|to learn)", text)
+    encoded, prompts = (int(count.replace(",", "")) for count in counts)
+    assert prompts <= 300 < encoded
 
 
 def test_the_estimate_is_the_plan_at_the_pace_of_this_machine(monkeypatch):
-    paces = iter((64 * 0.5, 10 * 3.0, 3 * 8 * 0.25))  # of a batch of prompts, some steps of the gate, a training step
+    paces = iter((BATCH * 0.5, 10 * 3.0, 3 * 8 * 0.25))  # a batch of prompts, some steps of the gate, a training step
 
     def seconds(run) -> float:
         run()
@@ -330,14 +331,14 @@ def test_where_the_time_went_is_said_the_longest_first():
 def test_options_come_from_a_file_and_those_that_are_typed_go_first(toy, form, tmp_path, capsys):
     if form == "toml":
         pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
-    lines = {"pairs": toy[2], "preset": "instant", "prompts": 300, "dry-run": True}
+    lines = {"pairs": toy[2], "preset": "instant", "prompts": 400, "dry-run": True}
     text = json.dumps(lines) if form == "json" else "\n".join(f"{k} = {json.dumps(v)}" for k, v in lines.items())
     file = tmp_path / f"c.{form}"
     file.write_text(text, encoding="utf-8")
     main(["train", "--config", str(file), "--json"])
-    assert json.loads(capsys.readouterr().out)["kept"] <= 300
-    main(["train", "--config", str(file), "--json", "--prompts", "250"])
-    assert json.loads(capsys.readouterr().out)["kept"] <= 250
+    assert 300 < json.loads(capsys.readouterr().out)["prompts"] <= 400
+    main(["train", "--config", str(file), "--json", "--prompts", "300"])
+    assert json.loads(capsys.readouterr().out)["prompts"] <= 300
     file.write_text(text.replace("preset", "presett"), encoding="utf-8")
     assert '"presett"' in fails(capsys, "train", "--config", str(file))
     file.write_bytes('{"concept": "Messer für"}'.encode("latin-1"))

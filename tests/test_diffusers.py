@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from comfyui_safe_region.backbones.sampling import guided, sample
 from comfyui_safe_region.cli import main
 from comfyui_safe_region.region import apply_to_conditioning, load_region
 from comfyui_safe_region.region.conditioning import text_blocks
-from comfyui_safe_region.training import gate, walls
 from comfyui_safe_region.training import trainer as training
 from comfyui_safe_region.training.pairs import parse_pairs
 from comfyui_safe_region.training.recipe import PRESETS
@@ -43,7 +41,6 @@ PAIRS = parse_pairs(
     "a {cup|flower|cup|flower} {in the park|on a table|at night|by the sea}\n"
 )
 TINY = replace(PRESETS["region"], steps=2, trajectories=4, sampling_steps=2, batch_size=2, rank=4, prompts=300)
-SHORT_FIT = partial(gate.fit_gate, steps=120)  # what takes longest
 
 
 # --- tiny pipelines ---
@@ -398,8 +395,7 @@ def test_sigmas_fall_to_zero_and_a_size_can_be_asked_for(backbone):
 # --- training ---
 
 
-def test_a_region_learned_on_it_moves_unsafe_prompts_only(backbone, monkeypatch):
-    monkeypatch.setattr(walls, "fit_gate", SHORT_FIT)
+def test_a_region_learned_on_it_moves_unsafe_prompts_only(backbone):
     before = weights_hash(backbone)
     trainer = training.Trainer(backbone, PAIRS, TINY, "weapons")
     region = trainer.run()
@@ -418,7 +414,6 @@ def test_a_region_learned_on_it_moves_unsafe_prompts_only(backbone, monkeypatch)
 
 
 def test_the_command_trains_on_a_pipeline(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(walls, "fit_gate", SHORT_FIT)
     (tmp_path / "p.txt").write_text(PAIRS.text(), encoding="utf-8")
     out = tmp_path / "r.safetensors"
     command = ["train", "--diffusers", str(folder), "--size", "16", "--pairs", str(tmp_path / "p.txt")]

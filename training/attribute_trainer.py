@@ -4,7 +4,7 @@ move for each group."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,26 +18,28 @@ from ..region.conditioning import Entry, text_blocks, with_blocks
 from ..region.region import Gate, Move, Part, Region
 from .attributes import AttributePairs, Share, build_shares
 from .gate import (
+    RENEWED,
     RISK,
     SPARE,
     TOLD_EVERY,
     checked_card,
-    fit_gate,
     joined,
+    judged_all,
     of_new_words,
-    prompt_depths,
     tolerance_limit,
     touched_share,
 )
 from .gate import STEPS as GATE_STEPS
-from .learner import Learner, Taught
+from .learner import Half, Learner
 from .pairs import PairsError
 from .progress import GROUP_LEFT, WALLS
 from .recipe import PREVIEW_PROMPTS, Recipe
 from .stages import Stage
-from .text_states import Source, blocks_of, few, gated_key, known_tokens
-from .walls import Walls, alike, calibrated
+from .stream import Batch, in_order
+from .text_states import Source, blocks_of, cut, gated_key, known_tokens
+from .walls import SourceFit, Walls, alike, calibrated, depths_of
 
+SHOWN = 64  # prompts of a kind in the picture of how deep they lie
 CONTRAST = 1.0  # see `set_apart`
 STATED_STEPS = 1_000  # of the walls where the attribute is stated: an open prompt and its counterpart lie close
 
@@ -78,6 +80,12 @@ def calibrate_stated(gate: Gate, told: Tensor, free: Tensor, budget: float) -> t
     return replace(gate, bias=gate.bias + threshold), bound
 
 
+def between(depths: Tensor) -> Tensor:
+    """How far prompts are from both gates' walls [2, N], positive where they are touched: beyond those of the first
+    gate and on this side of the second one's. [N]"""
+    return torch.minimum(depths[0], -depths[1])
+
+
 class AttributeTrainer(Learner):
     """A run that learns an attribute region from rows."""
 
@@ -99,7 +107,7 @@ class AttributeTrainer(Learner):
 
     @cached_property
     def _shares(self) -> tuple[Share, Share, Share]:
-        return build_shares(self.pairs, self.recipe.seed, self._most)
+        return build_shares(self.pairs, self.recipe.seed, self.recipe.prompts)
 
     @property
     def learn(self) -> Share:
@@ -109,11 +117,14 @@ class AttributeTrainer(Learner):
     def held_out(self) -> Share:
         return self._shares[1]
 
-    def prompts(self) -> list[list]:
-        """The prompts, and rows for their open prompts, whose text states are kept."""
-        held = self.held_out
-        kept = [prompts for share in (self.learn, held) for prompts in (share.rows, share.plain, share.stated)]
-        return [*kept, held.long]
+    def _sides(self, share: Share) -> list[list[str]]:
+        """The open prompts of a share, and beside them those of each group."""
+        return [[neutral for neutral, _ in share.rows],
+                *([prompts[i] for _, prompts in share.rows] for i in range(len(self.targets)))]  # fmt: skip
+
+    def _stated_otherwise(self, share: Share) -> list[str]:
+        """Prompts that state the attribute, but for the counterparts of rows."""
+        return share.stated[len(self.targets) * len(share.rows) :]
 
     @property
     def checked(self) -> dict[str, list[str]]:
@@ -133,125 +144,212 @@ class AttributeTrainer(Learner):
         """Open prompts about subjects that it does not learn from."""
         return [neutral for neutral, _ in self.pairs.held_out]
 
+    def count_prompts(self) -> int:
+        shares = (self.learn, self.held_out)
+        learned = sum(len(share.rows) + len(share.plain) + len(share.stated) for share in shares)
+        return learned + len(self.held_out.long) + sum(map(len, self.tried()))
+
+    def _bagged(self) -> int:
+        rows = len(self.learn.rows)
+        return rows + len(self.learn.plain) + len(self.learn.stated) + rows // 2 * (len(self.targets) + 1)
+
     def walled_texts(self, states: dict[str, Tensor]) -> list[Tensor]:
         return [states[gated_key(states)]]
 
     # --- stages ---
 
     def _region_stages(self) -> list[Stage]:
-        told = -(-len(self.learn.stated) // len(self.learn.rows))
+        learn, held = self.learn, self.held_out
+        kinds = len(self.targets) + bool(self._stated_otherwise(learn))
+        told = (GATE_STEPS + kinds * STATED_STEPS) // TOLD_EVERY
+        first = (RENEWED + kinds * RENEWED * STATED_STEPS // GATE_STEPS) // TOLD_EVERY
+
+        def all_of(share: Share) -> list[Sequence[str]]:
+            return [*self._sides(share), share.plain, *filter(None, [self._stated_otherwise(share)])]
+
         return [
-            self._reading(self.prompts(), self._read_prompts, keep=True),
-            Stage("gate", (GATE_STEPS + told * STATED_STEPS) // TOLD_EVERY, self._fit_walls),
-            Stage("calibrate", 1),
-            self._reading(self.tried(), self._check, keep=False),
+            self._reading([self._some(prompts) for prompts in (*all_of(learn), *self._shown_sets())], self._look),
+            self._reading(all_of(learn), self._learn_from_all),
+            Stage("gate", first, lambda: self._find_walls(RENEWED / GATE_STEPS)),
+            *([self._reading(all_of(learn), self._renew)] if self._renews else ()),
+            Stage("gate", told - first, lambda: self._find_walls(1.0)),
+            self._reading([*all_of(held), held.long, self._sides(learn)[0]], self._judge_all),
+            Stage("calibrate", 1, self._calibrate),
+            self._reading(self.tried(), self._check),
             Stage("instant", 1, self._move_at_once),
-            *self._discovery_stages(len(self.learn.rows)),
+            self._turns_stage(*self._halves),
+            *self._discovery_stages(len(learn.rows)),
         ]
 
-    def _read_prompts(self) -> None:
-        """Encode all that is learned from and calibrated with."""
-        self._learned, self._held = (
-            {"rows": self._encode([n for n, _ in share.rows]), "plain": self._encode(share.plain),
-             "stated": self._encode(share.stated)}
-            for share in (self.learn, self.held_out)
-        )  # fmt: skip
-        self._gated = gated_key(self._learned["rows"])
-        rows, stated = (self._learned[name] for name in ("rows", "stated"))
-        sides = [{"unsafe": rows, "safe": {key: found.split(len(self.learn.rows))[i] for key, found in stated.items()}}
-                 for i in range(len(self.targets))]  # fmt: skip
-        if all(alike(Source(self._gated), both) for both in sides):
+    @cached_property
+    def _halves(self) -> tuple[Half, ...]:
+        shares = [(self._sides(share), share.plain) for share in (self.learn, self.held_out)]
+        return tuple(Half(opened, goals, plain) for (opened, *goals), plain in shares)
+
+    def _shown_sets(self) -> list[Sequence[str]]:
+        """Prompts about something else, and open ones, whose depths are shown while walls are found."""
+        return [self.held_out.plain, self._sides(self.held_out)[0]]
+
+    def _look(self) -> None:
+        """See by samples which texts there are, how large their features are, and where walls may begin."""
+        rows, *told = (self._sample(prompts) for prompts in self._sides(self.learn))
+        plain = self._sample(self.learn.plain)
+        others = [self._sample(prompts) for prompts in filter(None, [self._stated_otherwise(self.learn)])]
+        shown = [self._sample(prompts) for prompts in self._shown_sets()]
+        self._gated = gated_key(rows)
+        source, blocks = Source(self._gated), blocks_of(rows, plain, *told, *shown)
+        if all(alike(source, {"unsafe": rows, "safe": found}) for found in told):
             raise PairsError("This text encoder reads all prompts of every row alike: is its model loaded and whole?")
-        self._blocks = blocks_of(*self._learned.values(), *self._held.values())
-        self._constant = known_tokens(self._learned["plain"], self._learned["rows"], [self._gated, *self._blocks])
-        self._long = self._encode(self.held_out.long)[self._gated]
+        self._constant = known_tokens(plain, rows, [self._gated, *blocks])
 
-    def _move_at_once(self) -> None:
-        """The instant region."""
-        count, gates = len(self.targets), {self._gated: self._gate}
+        def fit(opened: dict[str, Tensor], shut: dict[str, Tensor], steps: int) -> SourceFit:
+            """Walls that open on some prompts and not on others."""
+            like = {key: states[torch.arange(len(next(iter(opened.values())))) % len(states)]
+                    for key, states in shut.items()}  # fmt: skip
+            return SourceFit(source, {"unsafe": opened, "safe": like, "harmless": shut}, self._constant,
+                             self._generator, self._room, steps)  # fmt: skip
 
-        def taught(half: dict[str, dict[str, Tensor]]) -> Taught:
-            rows, stated = half["rows"], half["stated"]
+        self._open = fit(rows, plain, GATE_STEPS)
+        # each group has walls of its own: one that stands out would take them all
+        self._told = [fit(found, rows, STATED_STEPS) for found in (*told, *others)]
+        self._shown = [{key: tokens[:SHOWN].clone() for key, tokens in some.items()} for some in shown]
+        counts = judged_all(cut(rows, self._gated), self._constant.get(self._gated))
+        self._tokens = float(counts.sum()) / len(counts)
+        self._begin_moments({block: self._normalised(block, [self._open], (rows, plain)) for block in blocks})
 
-            def goals(group: int) -> dict[str, Tensor]:
-                return {key: set_apart(stated[key].split(len(tokens))[:count], group, self.contrast)
-                        for key, tokens in rows.items() if key in stated}  # fmt: skip
+    def _goal_states(self, sides: Sequence[dict[str, Tensor]]) -> Sequence[dict[str, Tensor]]:
+        return [{key: set_apart([side[key] for side in sides], group, self.contrast) for key in sides[group]}
+                for group in range(len(sides))]  # fmt: skip
 
-            return Taught(rows, goals, half["plain"])
+    def _learn_from_all(self) -> None:
+        """Read what is learned from: tokens for all walls, and averages for the moves."""
+        moments = self._begun[0]
 
-        moves = self._first_moves(taught(self._learned), taught(self._held), self._blocks, gates, self._constant)
-        del self._learned, self._held, self._long  # they are large, and nothing reads them any more
-        nothing = {self._gated: Move(offset=torch.zeros_like(self._gate.mean))}
-        known = {block: tokens for block, tokens in self._constant.items() if block == self._gated}
-        self._stated = Part(STATED, nothing, {self._gated: self._stated_gate}, known)
-        self._start_with([Part(group, of_group, gates, self._constant) for group, of_group in zip(self.targets, moves)])
+        def of_rows(batch: Batch) -> None:
+            opened, *told = batch.sides
+            moments.add_moved(opened, self._goal_states(told), batch.number)
 
-    def _margins(self, tokens: Tensor) -> Tensor:
-        """How far prompts [N, T, D] are from both gates' walls, positive where they are touched: [N]."""
-        known = self._constant.get(self._gated)
-        return torch.minimum(prompt_depths(tokens, self._gate, known), -prompt_depths(tokens, self._stated_gate, known))
+        self._collect_tokens(of_rows, lambda batch: moments.add_still(batch.states, batch.number))
 
-    def _check(self) -> None:
-        """What both gates do to prompts that chose nothing."""
-        if self.new_words:
-            self.numbers["calibration"] |= of_new_words(self._margins(self._encode(self.new_words)[self._gated]))
-        found = {kind: self._margins(self._encode(prompts)[self._gated]) for kind, prompts in self.checked.items()
-                 if prompts}  # fmt: skip
-        self.numbers["calibration"] |= checked_card(found)
+    def _renew(self) -> None:
+        """Collect the tokens that are deepest by now."""
+        self._collect_tokens()
 
-    def _fit_walls(self) -> None:
-        """The gate that opens on what the rows are about, and the one that opens where the attribute is stated."""
-        gated, known = self._gated, self._constant.get(self._gated)
-        learn, held = ({name: states[gated] for name, states in half.items()} for half in (self._learned, self._held))
+    def _collect_tokens(
+        self, of_rows: Callable[[Batch], None] = lambda batch: None,
+        of_plain: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:  # fmt: skip
+        """For all walls; rows and prompts about something else are shown to others, too."""
+        share = self.learn
+        varied_from = len(share.rows) // 2  # without variations the walls of what is stated lie closer
+        for batch in self._read(*self._sides(share)):
+            opened, *told = batch.sides
+            self._open.collect("unsafe", opened, batch.number)
+            plain = slice(max(varied_from - batch.rows.start, 0))
+            for i, fit in enumerate(self._told):
+                fit.collect("harmless", {key: states[plain] for key, states in opened.items()}, batch.number)
+                if i < len(told):
+                    fit.collect("unsafe", {key: states[plain] for key, states in told[i].items()}, batch.number)
+            of_rows(batch)
+        for batch in self._read(share.plain):
+            self._open.collect("harmless", batch.states, batch.number)
+            of_plain(batch)
+        for batch in self._read(self._stated_otherwise(share)):
+            self._told[-1].collect("unsafe", batch.states, batch.number)
 
-        def visit(step: int, loss: float, now: Gate) -> None:
+    def _find_walls(self, until: float) -> None:
+        """The gate that opens on what the rows are about, and the one that opens where the attribute is stated, until
+        that share of the steps is done."""
+
+        def visit(step: int, loss: float, now: Walls) -> None:
             if step % TOLD_EVERY == TOLD_EVERY - 1:
-                some = (prompt_depths(few(held[name]), now, known) for name in ("plain", "rows"))
+                some = (now.depths(states, self._constant) for states in self._shown)
                 self._ledger.report("gate", loss=loss, measure=WALLS, separation=self._told_apart(*some),
                                     message="finding the walls")  # fmt: skip
 
-        def visit_stated(step: int, loss: float, now: Gate) -> None:
+        def visit_stated(step: int, loss: float, now: Walls) -> None:
             if step % TOLD_EVERY == TOLD_EVERY - 1:
                 self._ledger.report("gate", loss=loss, measure=WALLS, message="finding what states the attribute")
 
-        def like(tokens: Tensor, others: Tensor) -> Tensor:
-            """`others` over again, as many as `tokens`."""
-            return others[torch.arange(len(tokens)) % len(others)]
+        self._open.run(round(until * GATE_STEPS), visit)
+        for fit in self._told:
+            fit.run(round(until * STATED_STEPS), visit_stated)
+        self._gate, self._stated_gate = self._open.walls.gate, joined([fit.walls.gate for fit in self._told])
 
-        budget = self.recipe.budget
-        beside = like(learn["rows"], learn["plain"])
-        gate = fit_gate(learn["rows"], beside, learn["plain"], known, self._generator, visit)
-        constant = {} if known is None else {gated: known}
-        sets = {"harmless": learn["plain"], "unsafe": learn["rows"], "calibration": held["plain"],
-                "long": self._long, "held_unsafe": held["rows"]}  # fmt: skip
-        gates, card, _ = calibrated([Walls(Source(gated), gate)], [], {name: {gated: tokens} for name, tokens in
-                                                                   sets.items()}, constant, budget)  # fmt: skip
-        gate = gates[gated]
-        # each group has walls of its own: one that stands out would take them all
-        opened, held_open = (half["rows"][: len(half["rows"]) // 2] for half in (learn, held))  # without variations
-        told = learn["stated"].split(len(learn["rows"]))
-        told = [*(tokens[: len(opened)] for tokens in told[: len(self.pairs.groups)]), *told[len(self.pairs.groups) :]]
-        fits = [fit_gate(tokens, like(tokens, opened), opened, known, self._generator, visit_stated, STATED_STEPS)
-                for tokens in told]  # fmt: skip
-        walls = joined(fits)
-        depths = prompt_depths(held["stated"], walls, known)
+    def _both(self, states: dict[str, Tensor]) -> Tensor:
+        """How deep stacked prompts lie beyond the walls of either gate: [2, N]."""
+        walls = [Walls(Source(self._gated), gate) for gate in (self._gate, self._stated_gate)]
+        return depths_of(walls, states, self._constant)
+
+    def _judge_all(self) -> None:
+        """Read what the walls are calibrated by, and what the moves are chosen by."""
+        moments, share, told = self._begun[1], self.held_out, []
+
+        def of_rows(batch: Batch) -> None:
+            opened, *goals = batch.sides
+            moments.add_moved(opened, self._goal_states(goals), batch.number)
+            told.append((batch.number, torch.stack([self._both(states) for states in goals], 1)))
+
+        def of_plain(batch: Batch) -> None:
+            moments.add_still(batch.states, batch.number)
+
+        self._depth = {
+            "rows": self._each(self._both, *self._sides(share), also=of_rows),
+            "plain": self._each(self._both, share.plain, also=of_plain),
+            "long": self._each(self._both, share.long),
+            "learned": self._each(self._both, self._sides(self.learn)[0]),
+        }
+        self._depth["told"] = torch.cat(in_order(told), -1)  # [2, groups, rows]
+        others = self._stated_otherwise(share)
+        self._depth["otherwise"] = self._each(self._both, others) if others else torch.zeros(2, 0)
+
+    def _calibrate(self) -> None:
+        found, budget = self._depth, self.recipe.budget
+        sets = {"unsafe": found["learned"], "calibration": found["plain"], "long": found["long"],
+                "held_unsafe": found["rows"], "like": found["plain"]}  # fmt: skip
+        gates, card, _ = calibrated([self._open.walls], [], {name: some[:1] for name, some in sets.items()}, budget)
+        gate = gates[self._gated]
+        raised = gate.bias[0] - self._gate.bias[0]
         # a row is one prompt, whatever its groups and its variation are
-        count, of_rows = len(self.pairs.groups), len(self.pairs.groups) * len(held["rows"])
-        told = torch.cat([depths[:of_rows].view(2 * count, -1).amin(0), depths[of_rows:]])
-        stated, missed = calibrate_stated(walls, told, prompt_depths(held_open, walls, known), budget)
+        told = found["told"][1].unflatten(1, (2, -1)).flatten(0, 1).amin(0)
+        told = torch.cat([told, found["otherwise"][1]])
+        opened = found["rows"][1][: found["rows"].shape[1] // 2]  # without variations
+        stated, missed = calibrate_stated(self._stated_gate, told, opened, budget)
+        raised = torch.stack([raised, stated.bias[0] - self._stated_gate.bias[0]])[:, None]
         self._gate, self._stated_gate = gate, stated
-        self._depths = (torch.cat([*map(self._margins, (held["plain"], self._long, held["stated"]))]),
-                        self._margins(held["rows"]))  # fmt: skip
+        others = torch.cat([found["plain"], found["long"], found["told"].flatten(1), found["otherwise"]], 1)
+        self._depths = (between(others - raised), between(found["rows"] - raised))
         card |= {
-            "harmless_prompts": len(held["plain"]) + len(told), "bound": max(card["bound"], missed),
+            "harmless_prompts": found["plain"].shape[1] + len(told), "bound": max(card["bound"], missed),
             "confidence": 1 - 2 * RISK,  # two bounds hold at once
-            "unsafe_touched": touched_share(self._margins(learn["rows"])),
+            "unsafe_touched": touched_share(between(found["learned"] - raised)),
             "held_out_unsafe_touched": touched_share(self._depths[1]),
         }  # fmt: skip
         del card["sources"]  # one text tells what a prompt is about
         self.numbers["calibration"] = card
         self._ledger.report("calibrate", separation=self.separation,
                             message=f"at most {card['bound']:.1%} of harmless prompts are touched")  # fmt: skip
+
+    def _check(self) -> None:
+        """What both gates do to prompts that chose nothing."""
+
+        def margins(states: dict[str, Tensor]) -> Tensor:
+            return between(self._both(states))
+
+        if self.new_words:
+            self.numbers["calibration"] |= of_new_words(self._each(margins, self.new_words))
+        found = {kind: self._each(margins, prompts) for kind, prompts in self.checked.items() if prompts}
+        self.numbers["calibration"] |= checked_card(found)
+
+    def _move_at_once(self) -> None:
+        """The instant region."""
+        del self._open, self._told  # they are large, and nothing reads them any more
+        gates, moves = {self._gated: self._gate}, self._first_moves()
+        del self._begun
+        nothing = {self._gated: Move(offset=torch.zeros_like(self._gate.mean))}
+        known = {block: tokens for block, tokens in self._constant.items() if block == self._gated}
+        self._stated = Part(STATED, nothing, {self._gated: self._stated_gate}, known)
+        self._start_with([Part(group, of_group, gates, self._constant) for group, of_group in zip(self.targets, moves)])
 
     # --- what is learned ---
 

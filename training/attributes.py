@@ -207,8 +207,8 @@ def build_shares(pairs: AttributePairs, seed: int, most: int) -> tuple[Share, Sh
                   min(most // 4, MAX_KEEP))  # fmt: skip
     shares = []
     for i in range(3):
-        beside = [prompt for prompt in daily[i] if not _words(prompt) & group_words]
-        found = rows[i] + _varied(rows[i], beside, rng.randrange(2**32)) if rows[i] else []
+        company = [prompt for prompt in daily[i] if not _words(prompt) & group_words]
+        found = rows[i] + _varied(rows[i], company, rng.randrange(2**32)) if rows[i] else []
         told = [prompts[group] for group in range(len(pairs.groups)) for _, prompts in found]
         plain = list(dict.fromkeys([*own[i], *daily[i]]))
         varied, long = vary_harmless(plain, rng, pairs.leave_out), in_a_row(rng.sample(plain, len(plain)))

@@ -251,7 +251,7 @@ def discover(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=max(steps, 4), pct_start=rising
     )
-    text = {block: known.float() for block, known in (text or {}).items()}
+    text = {block: known.to(torch.float32) for block, known in (text or {}).items()}
     for step in range(steps):
         rows = torch.randint(len(moments), (batch,), generator=generator).tolist()
         chosen = [moments[row] for row in rows[processes.index() :: processes.count()]]

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from .gate import TOLD_EVERY, fit_gate
+from .bags import bags_of
+from .gate import TOLD_EVERY, WallFit, first_walls, judged_all
 from .learner import Learner
 from .plan import plan
 from .processes import count as processes
 from .stages import BACKWARD, costs, planned_steps
-from .text_states import ENCODE_BATCH, stacked
+from .stream import BATCH
+from .text_states import stacked
 
 GATE_TRIED = 10  # steps
 
@@ -31,13 +33,15 @@ def _seconds(run: Callable[[], Any]) -> float:
 def run_seconds(learner: Learner) -> float:
     """About how many seconds `learner.run()` will take. Encodes a batch of prompts and learns nothing."""
     backbone, recipe = learner.backbone, learner.recipe
-    prompts = (learner.shown_prompts() * ENCODE_BATCH)[:ENCODE_BATCH]
+    prompts = (learner.shown_prompts() * BATCH)[:BATCH]
     total = plan(learner).encodings * _seconds(lambda: backbone.encode(prompts)) / len(prompts)
     entries = backbone.encode(prompts)
     if steps := TOLD_EVERY * planned_steps(learner.stages).get("gate", 0):
         for tokens in learner.walled_texts(stacked(entries)):
             generator = torch.Generator().manual_seed(0)
-            tried = _seconds(lambda: fit_gate(tokens, tokens, tokens, None, generator, steps=GATE_TRIED))  # noqa: B023
+            start = first_walls(tokens, tokens, tokens, None, generator)
+            bags = bags_of(tokens, judged_all(tokens, None), start, generator)
+            tried = _seconds(lambda: WallFit(start, generator).run(bags, bags, GATE_TRIED))  # noqa: B023
             total += steps * tried / GATE_TRIED
     if work := sum(costs(learner.stages, processes()).values()):
         count = backbone.fits(recipe.batch_size)

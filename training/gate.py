@@ -18,10 +18,14 @@ from torch import Tensor
 
 from ..region.region import Gate
 from ..region.steering import depth, judged
+from .bags import Bags
 
 WALLS = 4
 STEPS = 400
+RENEWED = STEPS * 3 // 5  # after so many steps the bags get the tokens that are deepest by then
+SCOUTS = 150  # steps of walls that only tell which tokens to keep
 BATCH = 96
+CHUNK = 32  # prompts that are computed with at once
 REVIEW = 50  # steps
 TOLD_EVERY = 20  # steps: how often those who watch are told of the walls
 SPARE = 0.25  # of the gap between harmless and unsafe prompts goes to the harmless ones
@@ -47,7 +51,7 @@ def statistics(tokens: list[Tensor], counts: list[Tensor]) -> tuple[Tensor, Tens
     """Mean [D] and scale [D] over the counted tokens of several sets [N, T, D]."""
     number, total, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for states, counted in zip(tokens, counts):
-        for chunk, which in zip(states.split(256), counted.split(256)):
+        for chunk, which in zip(states.split(CHUNK), counted.split(CHUNK)):
             picked = chunk[which].double()
             number, total, square = number + len(picked), total + picked.sum(0), square + picked.square().sum(0)
     mean = total / number
@@ -57,31 +61,48 @@ def statistics(tokens: list[Tensor], counts: list[Tensor]) -> tuple[Tensor, Tens
 
 def judged_all(tokens: Tensor, constant: Tensor | None) -> Tensor:
     """Which tokens [N, T, D] count, [N, T]: in parts, since that takes memory."""
-    return torch.cat([judged(chunk.float(), constant) for chunk in tokens.split(256)])
+    return torch.cat([judged(chunk.float(), constant) for chunk in tokens.split(CHUNK)])
 
 
 def prompt_depths(tokens: Tensor, gate: Gate, constant: Tensor | None, counts: Tensor | None = None) -> Tensor:
     """The largest depth of each prompt [N, T, D]: [N]. `counts` [N, T]: the tokens that count, if that is known."""
     counts = judged_all(tokens, constant) if counts is None else counts
-    beyond = torch.cat([depth(chunk, gate).amax(-1) for chunk in tokens.split(256)])
+    beyond = torch.cat([depth(chunk, gate).amax(-1) for chunk in tokens.split(CHUNK)])
     return beyond.masked_fill(~counts, -torch.inf).amax(-1)
 
 
-def _first_walls(unsafe: Tensor, safe: Tensor, constant: Tensor | None, mean: Tensor, scale: Tensor,
-                 generator: torch.Generator) -> Tensor:  # fmt: skip
-    """Where the walls start [k, D]: along the mean difference of unsafe prompts and their counterparts.
+def first_walls(
+    unsafe: Tensor, safe: Tensor, harmless: Tensor, constant: Tensor | None, generator: torch.Generator
+) -> Gate:
+    """Where the walls start: along the mean difference of some unsafe prompts and their counterparts [N, T, D].
 
     Each wall sees another half of the pairs, so that they can grow apart. Without this start the fit may latch on to
-    words that merely are frequent among the unsafe prompts.
+    words that merely are frequent among the unsafe prompts. The coordinates are the mean and the scale of the tokens
+    of `unsafe` and `harmless` [M, T, D].
+
+    Args:
+        constant: tokens [n, D] that are left out.
     """
+    mean, scale = statistics([unsafe, harmless], [judged_all(tokens, constant) for tokens in (unsafe, harmless)])
+    weight = towards(unsafe, safe, constant, mean, scale, WALLS, generator)
+    return Gate(weight, torch.zeros(WALLS), mean, scale, torch.tensor(1.0))
+
+
+def towards(
+    unsafe: Tensor, safe: Tensor, constant: Tensor | None, mean: Tensor, scale: Tensor, count: int,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Mean differences of unsafe prompts and their counterparts [N, T, D], in normalised coordinates, each of another
+    half of the pairs: [count, D]."""
     means = []
     for tokens in (unsafe, safe):
-        counts = judged(tokens.float(), constant)[..., None]
-        means.append((((tokens - mean) / scale) * counts).sum(1) / counts.sum(1).clamp(min=1))
+        parts = [(chunk, judged(chunk.float(), constant)[..., None]) for chunk in tokens.split(CHUNK)]
+        means.append(torch.cat([(((chunk - mean) / scale) * counts).sum(1) / counts.sum(1).clamp(min=1)
+                                for chunk, counts in parts]))  # fmt: skip
     difference = means[0] - means[1]
     halves = torch.stack([
         difference[torch.randperm(len(difference), generator=generator)[: max(len(difference) // 2, 1)]].mean(0)
-        for _ in range(WALLS)
+        for _ in range(count)
     ])  # fmt: skip
     return halves / halves.norm(dim=1, keepdim=True).clamp(min=1e-6) / unsafe.shape[-1] ** 0.5
 
@@ -93,59 +114,52 @@ def _soft_worst(beyond: Tensor, counts: Tensor, temperature: float) -> Tensor:
     return (weights * flat.masked_fill(weights == 0, 0)).sum(1)
 
 
-def fit_gate(
-    unsafe: Tensor,
-    safe: Tensor,
-    harmless: Tensor,
-    constant: Tensor | None,
-    generator: torch.Generator,
-    visit: Callable[[int, float, Gate], None] = lambda step, loss, gate: None,
-    steps: int = STEPS,
-    apart: Tensor | None = None,
-) -> Gate:
-    """Fit k walls in normalised coordinates.
+class WallFit:
+    """k walls as they are fitted, some steps at a time, to bags that may be renewed between."""
 
-    Args:
-        unsafe, safe: token states [N, T, D] of the pairs; rows of zeros are padding.
-        harmless: token states [M, T, D].
-        constant: tokens [n, D] that are left out of the statistics (as harmless tokens they still take part).
-        visit: called with the step, the loss and the walls as they stand.
-        apart: harmless prompts [M] that the walls do not learn from, True for these.
-    """
-    both = [unsafe, harmless]
-    of_unsafe = judged_all(unsafe, constant)
-    mean, scale = statistics(both, [of_unsafe, judged_all(harmless, constant)])
-    # constant tokens count here as harmless, in case one goes unrecognised later
-    counted = [of_unsafe, judged_all(harmless, None)]
-    weight = _first_walls(unsafe, safe, constant, mean, scale, generator).requires_grad_(True)
-    bias = torch.zeros(WALLS, requires_grad=True)
-    now = Gate(weight, bias, mean, scale, torch.tensor(1.0))
-    optimizer = torch.optim.Adam([weight, bias], lr=0.1 / math.sqrt(unsafe.shape[-1]))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    can_teach = [counts.any(1).float() for counts in counted]  # some prompts may have no such text
-    if apart is not None:
-        can_teach[1] = can_teach[1] * ~apart
-    chances = list(can_teach)
-    for step in range(steps):
-        if step % REVIEW == REVIEW - 1:  # harmless prompts that come near the walls are seen more often
+    def __init__(self, start: Gate, generator: torch.Generator, steps: int = STEPS) -> None:
+        """`steps`: all of them."""
+        self.start, self.steps, self.done, self.generator = start, steps, 0, generator
+        self.weight, self.bias = (tensor.clone().requires_grad_(True) for tensor in (start.weight, start.bias))
+        self._optimizer = torch.optim.Adam([self.weight, self.bias], lr=0.1 / math.sqrt(start.weight.shape[-1]))
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, steps)
+
+    @property
+    def gate(self) -> Gate:
+        """The walls as they stand."""
+        return replace(self.start, weight=self.weight.detach().clone(), bias=self.bias.detach().clone())
+
+    def _depths(self, bags: Bags) -> Tensor:
+        """The largest depth in each bag: [N]."""
+        found = [(tokens.float() @ self.weight.T - self.bias).amax(-1) for tokens in bags.tokens.split(1024)]
+        return torch.cat(found).masked_fill(~bags.counts, -torch.inf).amax(-1)
+
+    def run(
+        self, unsafe: Bags, harmless: Bags, until: int, visit: Callable[[int, float, Gate], None] = lambda *seen: None
+    ) -> None:
+        """Steps until so many are done. `visit` is called with the step, the loss and the walls as they stand."""
+        both = (unsafe, harmless)
+        can_teach = [bags.counts.any(1).float() for bags in both]  # some prompts may have no such text
+        chances, begin = list(can_teach), self.done
+        for step in range(begin, until):
+            if step % REVIEW == REVIEW - 1 or (step == begin and begin):  # what comes near the walls is seen more often
+                with torch.no_grad():
+                    chances[1] = (F.relu(1 + self._depths(harmless)) + 0.1) * can_teach[1]
+            temperature = 0.02 ** (step / self.steps)
+            worst = []
+            for bags, weights in zip(both, chances):
+                rows = torch.multinomial(weights, BATCH, replacement=True, generator=self.generator)
+                beyond = bags.tokens[rows].float() @ self.weight.T - self.bias
+                worst.append(_soft_worst(beyond, bags.counts[rows], temperature))
+            loss = F.relu(1 - worst[0]).square().mean() + F.relu(1 + worst[1]).square().mean()
+            total = loss + PENALTY * self.weight.square().sum()
+            self._optimizer.zero_grad()
+            total.backward()
+            self._optimizer.step()
+            self._schedule.step()
+            self.done = step + 1
             with torch.no_grad():
-                near = F.relu(1 + prompt_depths(harmless, now, None, counted[1])) + 0.1
-                chances[1] = near * can_teach[1]
-        temperature = 0.02 ** (step / steps)
-        worst = []
-        for tokens, counts, weights in zip(both, counted, chances):
-            rows = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
-            beyond = depth(tokens[rows], now)
-            worst.append(_soft_worst(beyond, counts[rows], temperature))
-        loss = F.relu(1 - worst[0]).square().mean() + F.relu(1 + worst[1]).square().mean()
-        total = loss + PENALTY * weight.square().sum()
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            visit(step, loss.item(), now)
-    return Gate(weight.detach(), bias.detach(), mean, scale, torch.tensor(1.0))
+                visit(step, loss.item(), self.gate)
 
 
 def widened(gate: Gate, begin: int, width: int) -> Gate:

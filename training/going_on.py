@@ -60,12 +60,13 @@ def seen_by_old(old: Move, still: TokenStatistics) -> TokenStatistics:
 
     The move was fitted to do nothing to harmless tokens, so what it looks at tells unsafe ones from them.
     """
+    still = still.to(torch.float64)
     down, up, offset = _map_of(old, still)
     covariance = still.xx - torch.outer(still.x, still.x)
     looks = down @ covariance  # [r, D]
     spread = looks.T @ torch.linalg.pinv(looks @ down.T, hermitian=True) @ looks if len(down) else 0.0
     kept = replace(still, xx=still.xx + (FURTHER**2 - 1) * spread, y=torch.zeros_like(still.y),
-                   xy=torch.zeros_like(still.xy), yy=torch.zeros_like(still.yy))  # fmt: skip
+                   xy=torch.zeros_like(still.xx), yy=torch.zeros_like(still.yy))  # fmt: skip
     return kept.plus(down, up, offset)
 
 
@@ -76,6 +77,7 @@ def extended_move(old: Move, learn: TokenStatistics, held_out: TokenStatistics, 
         learn, held_out: in the old move's normalisation; `held_out` chooses the ridge penalty.
         rank: of what is added; the sum has at most twice as much, or the old move's own rank.
     """
+    learn, held_out = learn.to(torch.float64), held_out.to(torch.float64)
     down, up, offset = _map_of(old, learn)
     added = instant_move(*(some.plus(down, -up, -offset) for some in (learn, held_out)), rank)
     more_down, more_up, more_offset = _map_of(added, learn)
@@ -90,4 +92,4 @@ def extended_move(old: Move, learn: TokenStatistics, held_out: TokenStatistics, 
         down, up = basis.T @ whole, basis
     scale = learn.scale.double()
     return Move(down=down.float(), up=(up * scale[:, None]).float(), offset=(offset * scale).float(),
-                mean=learn.mean, scale=learn.scale)  # fmt: skip
+                mean=learn.mean.float(), scale=learn.scale.float())  # fmt: skip

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..region.region import Move
 from ..region.steering import judged
+from . import processes
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-CHUNK = 256  # prompts
+EXACT = 1_024  # features: sums of wider encoders are in single precision, since in double they take twice the memory
 ITERATIONS, SPARE = 200, 8  # of subspace iteration at most, and vectors beside those that are asked for
 CLOSE = 1e-7  # of the largest eigenvalues' sum: by how much it still grew in the last iteration
 STILL = 4.0  # harmless tokens together count so many times as much as the unsafe ones
@@ -60,34 +61,77 @@ class TokenStatistics:
                  for name, value in vars(self).items() if name not in ("mean", "scale")}  # fmt: skip
         return replace(self, **mixed)
 
-    def float(self) -> TokenStatistics:
-        """The same in float32."""
-        return TokenStatistics(**{name: value.float() for name, value in vars(self).items()})
+    def to(self, dtype: torch.dtype) -> TokenStatistics:
+        """The same in another precision."""
+        return TokenStatistics(**{name: value.to(dtype) for name, value in vars(self).items()})
 
 
-def token_statistics(
-    source: Tensor, target: Tensor, mean: Tensor, scale: Tensor, constant: Tensor | None
-) -> TokenStatistics:
-    """Statistics of the tokens of `source` [N, T, D] that should become those at the same places of `target`.
+class Averages:
+    """Collects TokenStatistics from batches of prompts."""
 
-    Args:
-        target: token states of the safe counterparts; `source` itself for harmless prompts, which should stay.
-        mean, scale: [D], the gate's normalisation.
-        constant: tokens [n, D] that are left out.
-    """
-    count, sums = 0, [torch.zeros((), dtype=torch.float64)] * 5
-    for begin in range(0, len(source), CHUNK):
-        before, after = source[begin : begin + CHUNK].float(), target[begin : begin + CHUNK].float()
-        counts = judged(before, constant) & judged(after, constant)
-        x = ((before[counts] - mean) / scale).double()
-        y = ((after[counts] - before[counts]) / scale).double()
-        count += len(x)
-        sums = [a + b for a, b in zip(sums, (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum()))]
-    return TokenStatistics(mean, scale, *(total / max(count, 1) for total in sums))
+    def __init__(
+        self, mean: Tensor, scale: Tensor, constant: Tensor | None, share: float = 1.0, seed: int = 0,
+        still: bool = False,
+    ) -> None:  # fmt: skip
+        """Args:
+            mean, scale: [D], the gate's normalisation.
+            constant: tokens [n, D] that are left out.
+            still: all tokens should stay where they are.
+            share: of the tokens; the others are left out by chance.
+        """  # fmt: skip
+        self.mean, self.scale, self.constant, self.share, self.seed = mean, scale, constant, share, seed
+        width = len(mean)
+        like = {"dtype": torch.float64 if width <= EXACT else torch.float32}
+        self._number = torch.zeros((), dtype=torch.float64)
+        shapes = ((width,), (width,), (width, width), () if still else (width, width), ())
+        self._sums, self._still = [torch.zeros(shape, **like) for shape in shapes], still
+
+    def add(self, source: Tensor, target: Tensor, number: int = 0) -> None:
+        """Tokens of `source` [N, T, D] that should become those at the same places of `target`.
+
+        Args:
+            target: token states of the safe counterparts.
+            number: of the batch; it tells which tokens are left out.
+        """
+        before, after = source.float(), target.float()
+        counts = judged(before, self.constant)
+        if not self._still:
+            counts = counts & judged(after, self.constant)
+        if self.share < 1:
+            drawn = torch.rand(counts.shape, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+            counts = counts & (drawn < self.share)
+        dtype = self._sums[0].dtype
+        x = ((before[counts] - self.mean) / self.scale).to(dtype)
+        self._number += len(x)
+        self._sums[0] += x.sum(0)
+        self._sums[2].addmm_(x.T, x)
+        if self._still:
+            return
+        y = ((after[counts] - before[counts]) / self.scale).to(dtype)
+        for total, some in zip((self._sums[1], self._sums[4]), (y.sum(0), y.square().sum())):
+            total += some
+        self._sums[3].addmm_(x.T, y)
+
+    def result(self) -> TokenStatistics:
+        """Of all batches, of all processes; asked for once, since the sums become the averages."""
+        count = processes.summed(self._number).clamp(min=1)
+        x, y, xx, xy, yy = (processes.summed(total).div_(count.to(total.dtype)) for total in self._sums)
+        return TokenStatistics(self.mean, self.scale, x, y, xx, xy, yy)
+
+
+def moments_bytes(width: int, targets: int) -> int:
+    """What the averages of a block take while a move for each target is learned and chosen."""
+    return 2 * (2 * targets + 1) * width**2 * (8 if width <= EXACT else 4)
+
+
+def solving_bytes(width: int) -> int:
+    """What `instant_move` takes beside the averages."""
+    return 6 * width**2 * 8
 
 
 def leading(product: Callable[[Tensor], Tensor], width: int, count: int) -> Tensor:
-    """The eigenvectors [D, count] with the largest eigenvalues of a symmetric matrix, largest first.
+    """The eigenvectors [D, count] with the largest eigenvalues of a symmetric matrix, largest first, each with its
+    largest number positive.
 
     Subspace iteration (Bauer, 1957) with a few vectors more: the matrix itself need not be known.
 
@@ -105,7 +149,9 @@ def leading(product: Callable[[Tensor], Tensor], width: int, count: int) -> Tens
         if total - before <= CLOSE * total:
             break
         basis, before = torch.linalg.qr(image).Q, total
-    return (basis @ vectors[:, -count:]).flip(-1)
+    found = (basis @ vectors[:, -count:]).flip(-1)
+    largest = found.gather(0, found.abs().argmax(0, keepdim=True))
+    return found * largest.sign()  # so that rounding turns none the other way
 
 
 def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -> Move:
@@ -115,12 +161,13 @@ def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -
         held_out: moments of other prompts; they choose the ridge penalty.
         rank: of the linear map; the mean displacement comes on top.
     """
-    covariance = learn.xx - torch.outer(learn.x, learn.x)
-    wanted = learn.xy - torch.outer(learn.x, learn.y)
+    covariance = learn.xx.double() - torch.outer(learn.x.double(), learn.x.double())
+    wanted = learn.xy.double() - torch.outer(learn.x.double(), learn.y.double())
     best: tuple[float, Tensor, Tensor, Tensor] | None = None
     for penalty in PENALTIES:
-        ridge = penalty * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
-        factor = torch.linalg.cholesky(covariance + ridge)
+        shifted = covariance.clone()
+        shifted.diagonal().add_(penalty * covariance.diagonal().mean())
+        factor = torch.linalg.cholesky(shifted, out=shifted)
 
         def fitted(vectors: Tensor, factor: Tensor = factor) -> Tensor:
             """The ridge regression, which takes x to y, on the right of vectors of the output."""
@@ -132,8 +179,8 @@ def instant_move(learn: TokenStatistics, held_out: TokenStatistics, rank: int) -
         # the r directions of the output that carry most of the fitted displacement
         up = leading(carried, len(covariance), rank)  # [D, r]
         down = fitted(up).T  # [r, D]
-        offset = learn.y - up @ (down @ learn.x)
-        error = float(held_out.error(down, up, offset))
+        offset = learn.y.double() - up @ (down @ learn.x.double())
+        error = float(held_out.error(*(tensor.to(held_out.x) for tensor in (down, up, offset))))
         if best is None or error < best[0]:
             best = (error, down, up, offset)
     assert best is not None  # noqa: S101 - there is always a penalty
@@ -161,4 +208,4 @@ def _move(down: Tensor, up: Tensor, offset: Tensor, learn: TokenStatistics) -> M
     """A move from a map in units of the scale."""
     scale = learn.scale.double()
     return Move(down=down.float(), up=(up * scale[:, None]).float(), offset=(offset * scale).float(),
-                mean=learn.mean, scale=learn.scale)  # fmt: skip
+                mean=learn.mean.float(), scale=learn.scale.float())  # fmt: skip

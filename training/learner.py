@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -19,31 +19,68 @@ from torch import Tensor
 
 from ..backbones.protocol import Backbone
 from ..backbones.sampling import sample
+from ..region.blocks import block_names, key_of
 from ..region.conditioning import Entry
 from ..region.known import check_known
-from ..region.region import Gate, Move, Part, Region
+from ..region.region import Move, Part, Region
 from ..region.verdict import UNFINISHED
 from . import previews, processes
+from .bags import BAGS, ENOUGH, Room, room_for
 from .discovery import TOLD, collect_moments, discover, trajectory_predictions, trajectory_steps
 from .gate import judged_all, statistics
-from .instant import TokenStatistics, instant_move, token_statistics
+from .instant import Averages, TokenStatistics, instant_move, moments_bytes, solving_bytes
 from .paper_recipe import paper_part, paper_predictions, train_paper
 from .progress import Ledger, Progress, Separation, measure, separation
 from .recipe import REPORT_STEPS, Recipe
 from .stages import Stage, costs, planned_steps
-from .text_states import batches, cut, encode_all, same_length, text_bytes
+from .stream import Batch, batch_size, batches, in_order, read, read_whole
+from .text_states import Source, cut, possible_sources, same_length, stacked, text_bytes
+from .walls import SourceFit
 
-STATES_BYTES = 6 * 2**30  # of encoded prompts kept at once; large encoders get fewer prompts
+SAMPLE, FEWEST, SETS = 128, 16, 5  # prompts in the sample of a set, and so many sets
+SAMPLE_BYTES = 2**29  # of all samples: those of large encoders have fewer prompts
+HEAP = 2**25  # bytes that the allocator keeps for itself, about
+MOMENTS_BYTES = 2**30  # of moments that are collected at once
+PRODUCTS, TOKENS_EACH = 2e12, 16  # of moments: products of two features at most, but so many tokens for each feature
 
 
 @dataclass(frozen=True)
-class Taught:
-    """Stacked text states that moves are learned from: prompts to be moved, what they should become, and others that
-    should stay."""
+class Half:
+    """Prompts that moves are learned from, or chosen by: some to be moved, what they should become for each target, and
+    others that should stay. They are read in batches."""
 
-    moved: Mapping[str, Tensor]
-    goals: Callable[[int], Mapping[str, Tensor]]  # by the target's number
-    still: Mapping[str, Tensor]
+    moved: Sequence[str]
+    goals: Sequence[Sequence[str]]
+    still: Sequence[str]
+
+
+class Moments:
+    """Averages over the tokens of a half, by block."""
+
+    def __init__(self, blocks: Mapping[str, tuple[Tensor, Tensor]], constant: Mapping[str, Tensor], targets: int,
+                 share: float) -> None:  # fmt: skip
+        """Args:
+            blocks: mean and scale [D] of each.
+            share: of the tokens that is looked at.
+        """  # fmt: skip
+        def make(seed: int, still: bool = False) -> dict[str, Averages]:
+            return {block: Averages(*normal, constant.get(block), share, seed, still)
+                    for block, normal in blocks.items()}  # fmt: skip
+
+        self.wanted, self.still = [make(i) for i in range(targets)], make(targets, still=True)
+
+    def add_moved(self, moved: Mapping[str, Tensor], goals: Sequence[Mapping[str, Tensor]], number: int) -> None:
+        """Stacked prompts and what they should become; `number`: of the batch."""
+        for averages, goal in zip(self.wanted, goals):
+            for block, one in averages.items():
+                if key_of(block) in moved and key_of(block) in goal:
+                    one.add(*same_length(cut(moved, block), cut(goal, block)), number)
+
+    def add_still(self, states: Mapping[str, Tensor], number: int) -> None:
+        for block, one in self.still.items():
+            if key_of(block) in states:
+                tokens = cut(states, block)
+                one.add(tokens, tokens, number)
 
 
 class Learner:
@@ -66,7 +103,7 @@ class Learner:
         self.before_after: list[tuple[str, Image.Image, Image.Image]] = []
         self.measure = measure(self.recipe, gap)  # what the losses are
         self._depths: tuple[Tensor, Tensor] | None = None
-        self._read = 0  # prompts, of those that were planned
+        self._done = 0  # prompts that were read, of those that were planned
         self._parts: list[Part] = []  # of the targets, as they are by now
         self._text: list[dict[str, TokenStatistics]] = []  # what their moves are learned from, by block
         if self.recipe.steps and not backbone.can_denoise:
@@ -110,9 +147,44 @@ class Learner:
         return text_bytes(self.example)
 
     @property
-    def _most(self) -> int:
-        """How many prompts may be encoded: no more than fit into memory."""
-        return min(self.recipe.prompts, STATES_BYTES // self.prompt_bytes)
+    def _batch(self) -> int:
+        """How many prompts are read at once."""
+        return batch_size(self.prompt_bytes)
+
+    @cached_property
+    def text_width(self) -> int:
+        """The features of all texts that walls may stand in."""
+        states = stacked([self.example])
+        return sum(cut(states, one.block)[..., one.begin : one.end].shape[-1] for one in possible_sources(states))
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a prompt of usual length."""
+        return max(tensor.shape[-2] for tensor in stacked([self.example]).values())
+
+    @cached_property
+    def _room(self) -> Room:
+        """What is kept of prompts for their walls."""
+        return room_for(self._bagged(), self.text_width)
+
+    @property
+    def _renews(self) -> bool:
+        """Whether tokens are collected again when the walls stand nearly where they will."""
+        return self._room.share < 1 or self._room.size < min(self.text_length, ENOUGH)
+
+    def text_bytes(self) -> int:
+        """About what text takes while a region is learned from it: the most of what its stages take."""
+        states = stacked([self.example])
+        if self.recipe.preset == "paper":
+            return self.prompt_bytes * len(self._paper_prompts())
+        widths = [cut(states, block).shape[-1] for block in block_names(states)]
+        moments = [moments_bytes(width, len(self.targets)) for width in widths]
+        kept = min(sum(moments), max(MOMENTS_BYTES, max(moments)))
+        bags = 2 * self.text_width * min(self._bagged(), BAGS) * min(self._room.size, self.text_length)
+        sampled = SETS * min(SAMPLE, SAMPLE_BYTES // (SETS * self.prompt_bytes))
+        looking, learning = 2 * sampled * self.prompt_bytes, bags + kept + 8 * self._batch * self.prompt_bytes
+        finding, solving = 2 * bags + kept, kept + solving_bytes(max(widths))
+        return HEAP + max(looking, learning, finding, solving)
 
     def draws(self) -> bool:
         """Whether there can be pictures."""
@@ -147,7 +219,7 @@ class Learner:
         targets, prompts = len(self.targets), 1 + len(self.targets) + len(self._paper_prompts())
         predictions, gradients = (targets * count for count in paper_predictions(self.recipe))
         return [
-            Stage("encode", targets, self._learn_as_paper, encodings=prompts, kept=prompts),
+            Stage("encode", targets, self._learn_as_paper, encodings=prompts),
             Stage("discover", targets * self.recipe.steps, predictions=predictions, gradients=gradients),
         ]
 
@@ -157,50 +229,108 @@ class Learner:
         return Stage("report", int(self.draws()), self._report, encodings=shown + 1 + drawn + targets if shown else 0,
                      predictions=self._pictures(shown + drawn), alone=True)  # fmt: skip
 
-    def _reading(self, lists: Collection[Sequence[str]], do: Callable[[], None], keep: bool) -> Stage:
-        """The stage that encodes these prompts; `keep`: whether their text states are kept."""
-        count = sum(map(len, lists))
-        return Stage("encode", sum(batches(len(prompts)) for prompts in lists), do, count, count * keep)
+    def _reading(self, lists: Iterable[Sequence[str]], do: Callable[[], None] | None) -> Stage:
+        """The stage that encodes these prompts."""
+        counts = [len(prompts) for prompts in lists]
+        return Stage("encode", sum(batches(count, self._batch) for count in counts), do, sum(counts))
 
     # --- stages ---
 
-    def _encode(self, prompts: Sequence[str], planned: bool = True) -> dict[str, Tensor]:
-        before, total = (self._read, self._to_read) if planned else (0, len(prompts))
+    def _read(self, *sides: Sequence[str], planned: bool = True) -> Iterator[Batch]:
+        """Prompts in batches; of several lists of the same length beside one another."""
 
-        def tell(steps: int, done: int) -> None:
-            self._ledger.report("encode", steps * planned, message=f"{before + done:,} of {total:,} prompts")
+        return read(self.backbone, *sides, size=self._batch, tell=self._tell if planned else lambda *done: None)
 
-        self._read += len(prompts) * planned
-        return encode_all(self.backbone, prompts, tell)
+    def _tell(self, steps: int, prompts: int) -> None:
+        """So many batches and prompts more were read."""
+        self._done += prompts
+        self._ledger.report("encode", steps, message=f"{self._done:,} of {self._to_read:,} prompts")
+
+    def _each(
+        self, judge: Callable[[dict[str, Tensor]], Tensor], *sides: Sequence[str],
+        also: Callable[[Batch], None] = lambda batch: None, planned: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """What `judge` says of stacked prompts [N] or [S, N], of all of the first list. `also` sees each batch, too."""
+        found = []
+        for batch in self._read(*sides, planned=planned):
+            found.append((batch.number, judge(batch.sides[0])))
+            also(batch)
+        return torch.cat(in_order(found), -1)
 
     @cached_property
     def _to_read(self) -> int:
         """How many prompts are encoded for what is learned from text."""
         return sum(stage.encodings for stage in self.stages if stage.name == "encode")
 
+    def _some(self, prompts: Sequence[str]) -> list[str]:
+        """A sample, from all over a list; the first prompt is in it."""
+        count = min(len(prompts), max(SAMPLE_BYTES // (SETS * self.prompt_bytes), FEWEST), SAMPLE)
+        return [prompts[i * len(prompts) // count] for i in range(count)]
+
+    def _sample(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Some of a list's prompts, stacked."""
+        return read_whole(self.backbone, self._some(prompts), self._batch, self._tell)
+
     def _told_apart(self, inside: Tensor, outside: Tensor) -> Separation | None:
         """By the depths of prompts of both kinds."""
         return separation(inside, outside, self.kinds)
 
-    def _first_moves(
-        self, learn: Taught, held: Taught, blocks: Sequence[str], gates: dict[str, Gate], constant: dict[str, Tensor]
-    ) -> list[dict[str, Move]]:  # fmt: skip
+    def _grouped(self, widths: Mapping[str, int]) -> list[list[str]]:
+        """Blocks in groups whose moments fit into memory beside one another: for each the prompts are read anew."""
+        found, taken = [[]], 0
+        for block, width in widths.items():
+            size = moments_bytes(width, len(self.targets))
+            if found[-1] and taken + size > MOMENTS_BYTES:
+                found.append([])
+                taken = 0
+            found[-1].append(block)
+            taken += size
+        return found
+
+    def _turns_stage(self, *halves: Half) -> Stage:
+        """Where there are several groups of blocks, as many more readings of both halves."""
+        states = stacked([self.example])
+        turns = len(self._grouped({block: cut(states, block).shape[-1] for block in block_names(states)})) - 1
+        lists = [prompts for half in halves for prompts in (half.moved, *half.goals, half.still)]
+        return self._reading(lists * turns, None)
+
+    def _moments(self, group: Sequence[str]) -> Moments:
+        blocks = {block: self._normal[block] for block in group}
+        width = max((len(mean) for mean, _ in blocks.values()), default=1)
+        tokens = max(PRODUCTS / width**2, TOKENS_EACH * width)
+        share = tokens / max(self._tokens * len(self._halves[0].moved), 1)
+        return Moments(blocks, self._constant, len(self.targets), min(share, 1.0))
+
+    def _begin_moments(self, normal: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Of both halves, of the first blocks. `normal`: mean and scale [D] of each."""
+        self._normal = dict(normal)
+        first, *_ = self._grouped({block: len(mean) for block, (mean, _) in normal.items()})
+        self._begun = (self._moments(first), self._moments(first))
+
+    def _collect(self, half: Half, moments: Moments) -> None:
+        """Read a half for its moments alone."""
+        for batch in self._read(half.moved, *half.goals):
+            moved, *goals = batch.sides
+            moments.add_moved(moved, self._goal_states(goals), batch.number)
+        for batch in self._read(half.still):
+            moments.add_still(self._staying(batch.states), batch.number)
+
+    def _first_moves(self) -> list[dict[str, Move]]:
         """Moves without the diffusion model, by target and block; what they were fitted to stays in `_text`."""
-        count = len(self.targets)
-        moves: list[dict[str, Move]] = [{} for _ in range(count)]
-        self._text = [{} for _ in range(count)]
-        for block in blocks:
-            mean, scale = self._normalised(block, gates, (learn.moved, learn.still), constant)
-
-            def averages(source: Mapping[str, Tensor], target: Mapping[str, Tensor], block: str = block,
-                         mean: Tensor = mean, scale: Tensor = scale) -> TokenStatistics:  # fmt: skip
-                sides = same_length(cut(source, block), cut(target, block))
-                return token_statistics(*sides, mean, scale, constant.get(block))
-
-            still, held_still = (averages(half.still, half.still) for half in (learn, held))
-            for i in range(count):
-                wanted, tried = (averages(half.moved, half.goals(i)) for half in (learn, held))
-                self._text[i][block], moves[i][block] = self._first_move(block, wanted, still, tried, held_still)
+        moves: list[dict[str, Move]] = [{} for _ in self.targets]
+        self._text = [{} for _ in self.targets]
+        groups = self._grouped({block: len(mean) for block, (mean, _) in self._normal.items()})
+        for number, blocks in enumerate(groups):
+            halves = self._begun if number == 0 else (self._moments(blocks), self._moments(blocks))
+            if number:
+                for half, moments in zip(self._halves, halves):
+                    self._collect(half, moments)
+            for block in blocks:
+                still, held_still = (half.still[block].result() for half in halves)
+                for i in range(len(self.targets)):
+                    wanted, tried = (half.wanted[i][block].result() for half in halves)
+                    self._text[i][block], moves[i][block] = self._first_move(block, wanted, still, tried, held_still)
+        self._ledger.close("encode")
         return moves
 
     def _first_move(
@@ -219,16 +349,14 @@ class Learner:
     def _rank(self, learn: TokenStatistics) -> int:
         return min(self.recipe.rank, len(learn.mean))
 
-    def _normalised(
-        self, block: str, gates: Mapping[str, Gate], both: Sequence[Mapping[str, Tensor]],
-        constant: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Mean and scale [D] for a block's moves: those of its gate, or of the states."""
-        gate = gates.get(block)
-        if gate is not None and bool((gate.weight != 0).all()):  # it looks at every feature
-            return gate.mean, gate.scale
+    def _normalised(self, block: str, fits: Sequence[SourceFit], both: Sequence[Mapping[str, Tensor]]) -> tuple[
+        Tensor, Tensor]:  # fmt: skip
+        """Mean and scale [D] for a block's moves: those of its walls, or of samples."""
+        for one in fits:
+            if one.source == Source(block):
+                return one.fit.start.mean, one.fit.start.scale
         states = [cut(encoded, block) for encoded in both]
-        return statistics(states, [judged_all(tokens, constant.get(block)) for tokens in states])
+        return statistics(states, [judged_all(tokens, self._constant.get(block)) for tokens in states])
 
     def _start_with(self, parts: Sequence[Part]) -> None:
         """The instant region is ready."""
@@ -362,6 +490,14 @@ class Learner:
 
     # --- what is learned ---
 
+    def count_prompts(self) -> int:
+        """How many are learned from, calibrated and checked with."""
+        raise NotImplementedError
+
+    def _bagged(self) -> int:
+        """In how many prompts walls are found."""
+        raise NotImplementedError
+
     def walled_texts(self, states: dict[str, Tensor]) -> list[Tensor]:
         """The texts [N, T, D] of stacked prompts that walls are found in."""
         raise NotImplementedError
@@ -382,6 +518,14 @@ class Learner:
     def _rows(self) -> Sequence[tuple[str, Sequence[str]]]:
         """Prompts to be moved, each with what it should become by target."""
         raise NotImplementedError
+
+    def _goal_states(self, sides: Sequence[dict[str, Tensor]]) -> Sequence[Mapping[str, Tensor]]:
+        """What prompts should become for each target, of the stacked sides for all."""
+        return sides
+
+    def _staying(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of stacked harmless prompts that are to stay."""
+        return states
 
     def _goals(self, sides: Sequence[Sequence[Entry]], target: int) -> Sequence[Entry]:
         """What prompts should become for one target, of the encoded sides for all."""

@@ -17,17 +17,17 @@ class Plan:
     encodings: int  # prompts through the text encoder
     evaluations: int  # predictions of the diffusion model, with and without gradients
     gradients: int  # those of them with a backward pass
-    text_bytes: int  # text states that are kept at once
+    text_bytes: int  # text and what is made of it, kept at once
     latent_bytes: int  # noisy latents and targets that are kept at once
     step_bytes: int  # of the model's activations in one training step; 0 where that is not known
-    kept: int  # of the encodings: prompts that are learned from and calibrated with
+    prompts: int  # that are learned from, calibrated and checked with; some of them are encoded more than once
 
     def sentences(self) -> list[str]:
         """For people."""
         known = f", {_size(self.step_bytes)} for a training step beside the weights" if self.step_bytes else ""
         return [
-            f"{self.encodings:,} prompts to encode: {self.kept:,} to learn from and to calibrate with, "
-            f"{self.encodings - self.kept:,} for trajectories and pictures",
+            f"{self.encodings:,} prompts to encode: {self.prompts:,} to learn from, to calibrate and to check with, "
+            "some of them twice, and those for trajectories and pictures",
             f"{self.evaluations:,} predictions of the model, {self.gradients:,} of them with a backward pass",
             f"memory: {_size(self.text_bytes)} for text, {_size(self.latent_bytes)} for latents{known}",
         ]
@@ -41,13 +41,12 @@ def plan(learner: Learner) -> Plan:
     """What `learner.run()` will take. Encodes a prompt or two and asks the model once, so that a model and a text
     encoder that do not belong together are found before anything is learned; trains nothing."""
     backbone, stages = learner.backbone, learner.stages
-    encodings, kept, predictions, gradients, latents = (
-        sum(getattr(stage, name) for stage in stages)
-        for name in ("encodings", "kept", "predictions", "gradients", "latents")
+    encodings, predictions, gradients, latents = (
+        sum(getattr(stage, name) for stage in stages) for name in ("encodings", "predictions", "gradients", "latents")
     )
     step_bytes = backbone.step_bytes(backbone.fits(learner.recipe.batch_size)) if predictions else 0
     return Plan(
-        1 + encodings, predictions, gradients, kept * learner.prompt_bytes,
+        1 + encodings, predictions, gradients, learner.text_bytes(),
         latents * backbone.start(1, backbone.sigmas(1)[0], Generator()).nbytes if latents else 0,
-        step_bytes if gradients else 0, kept,
+        step_bytes if gradients else 0, learner.count_prompts(),
     )  # fmt: skip

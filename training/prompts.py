@@ -10,7 +10,9 @@ from random import Random
 
 from .pairs import PairsError, PromptPairs, everyday_prompts
 
-MAX_PAIRS, MAX_KEEP = 1_200, 3_000  # more are drawn from at random: enough for a linear map
+# Of pairs and of harmless prompts, without variations, so many are drawn from: enough for a linear map. Where more
+# prompts are asked for than `USUAL`, so many more.
+MAX_PAIRS, MAX_KEEP, USUAL = 1_200, 3_000, 7_000
 ARTICLES = ("a", "an", "the", "some")
 FILLERS = frozenset(
     "a an the some of in on at with and or to by from for into onto over under behind beside near as is are his her "
@@ -72,12 +74,12 @@ def crowded(prompt: str, others: Sequence[str], rng: Random) -> str:
 
 def in_a_row(prompts: Sequence[str]) -> list[str]:
     """Long prompts, each of some of these side by side; no prompt stands in two of them."""
-    found, beside = [], []
+    found, row = [], []
     for prompt in prompts:
-        beside.append(prompt)
-        if sum(len(one.split()) for one in beside) >= LONG_WORDS:
-            found.append(", ".join(beside))
-            beside = []
+        row.append(prompt)
+        if sum(len(one.split()) for one in row) >= LONG_WORDS:
+            found.append(", ".join(row))
+            row = []
     return found
 
 
@@ -102,7 +104,7 @@ def vary_pairs(
     """
     varied = []
     for unsafe, safe in pairs:
-        roll, other = rng.random(), rng.choice(own if own and rng.random() < 0.5 else everyday)
+        roll, other = rng.random(), rng.choice(own if own and (rng.random() < 0.5 or not everyday) else everyday)
         if roll < 0.7:
             state = rng.getstate()
             first = rng.random() < 0.5
@@ -221,7 +223,8 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
 
     Raises PairsError when there are too few pairs to learn anything from.
     """
-    rng = Random(seed)
+    rng, more = Random(seed), max(most / USUAL, 1.0)
+    max_pairs, max_keep = int(MAX_PAIRS * more), int(MAX_KEEP * more)
     if len(pairs.pairs) < 8:
         raise PairsError(
             f"{len(pairs.pairs)} prompt pairs are too few to learn from: write at least 8, better 50; "
@@ -229,7 +232,7 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
         )
     learn, held_out = _split(list(pairs.pairs), 0.15, rng)
     rng.shuffle(learn)
-    learn, held_out = learn[:MAX_PAIRS], held_out[: MAX_PAIRS // 4]
+    learn, held_out = learn[:max_pairs], held_out[: max_pairs // 4]
     unsafe = {a for a, _ in pairs.pairs}
     safe_learn = list(dict.fromkeys(b for _, b in learn))
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
@@ -240,7 +243,7 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     everyday = [prompt for prompt in everyday if prompt not in taken.union(own)]
     own_learn, own_held, own_checked = in_three(own, OWN_SHARES, rng)
     everyday_learn, everyday_held, everyday_checked = in_three(everyday, EVERYDAY_SHARES, rng)
-    room = max(MAX_KEEP - len(own_learn) - len(safe_learn), 200)
+    room = max(max_keep - len(own_learn) - len(safe_learn), 200)
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
     calibration = list(dict.fromkeys([*own_held, *safe_held, *everyday_held[:room]]))
     checked = [*own_checked, *everyday_checked[:room]]

@@ -9,13 +9,16 @@ apart best, as far as that can be told.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..region.blocks import WIDEST, key_of
 from ..region.region import Part, Scope
 from ..region.steering import judged, likeness, out_of_scope
+from . import processes
 from .gate import judged_all, statistics
 from .text_states import cut
 
@@ -26,9 +29,9 @@ MARGIN = 0.25  # of the way from what was seen to mixtures; and beyond the large
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
 PROMPTS = 2_000  # to fit with
 FEWEST = 50  # prompts with such text, to fit anything
+SOME = 4_096  # tokens, for where sums of squares are seen from
 TOKENS = 4  # for each number that is fitted
 WIDE = 2_048  # features
-CHUNK, CHUNK_NUMBERS = 128, 2**24  # prompts at once, and the numbers in them
 ROUNDING = 2.0**-8  # of a square, in bfloat16
 
 
@@ -58,107 +61,125 @@ def weighted(states: Tensor, empty: Tensor, generator: Generator) -> Tensor:
     return torch.lerp(empty.to(states), states, weight.to(states)).masked_fill(padding, 0.0)
 
 
-def fit_scope(
-    learn: Tensor, calibration: Tensor, empty: Tensor, constant: Tensor | None, generator: Generator
-) -> Scope | None:
+class ScopeFit:
     """Two forms and between which values prompts lie: one that tells mixtures from prompts best, and the tokens' size.
 
-    Whoever scales tokens may by chance stay on the ellipsoid; their size alone tells that. None where too few prompts
-    have such text.
-
-    Args:
-        learn: prompts [N, T, D] as the encoder writes them.
-        calibration: others [M, T, D]; neither they nor they with weighted words are beyond the scope.
-        empty: the empty prompt [1, T, D].
-        constant: tokens [n, D] that are left out.
+    Whoever scales tokens may by chance stay on the ellipsoid; their size alone tells that. Batches of prompts are first
+    learned from (`learn`), then others say where the bounds are (`bound`): neither these nor these with weighted words
+    are beyond the scope.
     """
-    counts = judged_all(learn, constant)
-    rows, others = (which.any(1).nonzero()[:, 0] for which in (counts, judged_all(calibration, constant)))
-    if min(len(rows), len(others)) < FEWEST:
-        return None
-    length, width = max(learn.shape[1], calibration.shape[1]), learn.shape[-1]
-    empty = torch.nn.functional.pad(empty.float()[:, :length], (0, 0, 0, max(length - empty.shape[1], 0)))
-    scale = statistics([learn], [counts])[1]
-    rows = rows[torch.randperm(len(rows), generator=generator)[:PROMPTS]]
-    chosen = torch.arange(0, width, -(-width // WIDEST))  # the widest hold several layers
-    forms = _discriminants(learn, rows, empty, constant, scale, chosen, int(counts[rows].sum()), generator)
-    none = torch.zeros(2, len(forms))
-    candidates = Scope(forms[:, :width].contiguous(), forms[:, width:].contiguous(), scale, none, none)
-    inside, outside = [], []
-    for some in others.split(_chunk(calibration)):
-        states, blank = calibration[some].float(), empty[:, : calibration.shape[1]]
-        for changed in (states, weighted(states, blank, generator)):
-            inside.append(likeness(changed, judged(changed, constant), candidates))
-        changed = mixed(states, blank, generator)
-        outside.append(likeness(changed, judged(changed, constant), candidates))
-    likes = torch.cat(inside)
-    low = torch.stack([likes[:, 0].amin(0), likes[:, 1:].amin((0, 1))])
-    high = torch.stack([likes[:, 0].amax(0), likes[:, 1:].amax((0, 1))])
-    likes = torch.cat(outside)
-    lowest = torch.stack([likes[:, 0], likes[:, 1:].amin(1)], 1)  # [M, 2, forms]
-    best = int((lowest >= low).all(1)[:, : len(RIDGES)].float().mean(0).argmin())
-    chosen = torch.tensor([best, len(RIDGES)])
-    room = (low - lowest.median(0).values)[:, best]
-    room = MARGIN * torch.stack([room, torch.ones(2)], 1).clamp(min=0)
-    return Scope(candidates.square[chosen], candidates.linear[chosen], scale, low[:, chosen] - room,
-                 high[:, chosen] + MARGIN)  # fmt: skip
 
+    def __init__(self, sample: Tensor, empty: Tensor, constant: Tensor | None, seed: int) -> None:
+        """Args:
+            sample: some prompts [N, T, D] as the encoder writes them: how large their features are, and how many tokens
+                count.
+            empty: the empty prompt [1, T, D].
+            constant: tokens [n, D] that are left out.
+        """  # fmt: skip
+        counts = judged_all(sample, constant)
+        self.empty, self.constant, self.seed = empty.float(), constant, seed
+        self.scale = statistics([sample], [counts])[1]
+        width = len(self.scale)
+        self._chosen = torch.arange(0, width, -(-width // WIDEST))  # the widest hold several layers
+        found = sample[counts]
+        found = found[:: -(-len(found) // SOME)].float() / self.scale
+        some = _features(found[:, self._chosen].double())
+        self._middle, count = some.mean(0), some.shape[1]  # sums of squares lose nothing, seen from there
+        # a few tokens are looked at of each prompt: with all of those of a wide encoder memory would not last
+        self._share = min((TOKENS * count + 10_000) / max(float(counts.sum()) / len(sample) * PROMPTS, 1), 1.0)
+        self._number, self._total = torch.zeros(2).double(), torch.zeros(2, count).double()
+        self._product, self._prompts = torch.zeros(count, count).double(), torch.zeros(2).double()
+        self._inside: list[Tensor] = []
+        self._outside: list[Tensor] = []
 
-def _discriminants(
-    learn: Tensor, rows: Tensor, empty: Tensor, constant: Tensor | None, scale: Tensor, chosen: Tensor, tokens: int,
-    generator: Generator,
-) -> Tensor:  # fmt: skip
-    """Forms [RIDGES + 1, 2 D], squares before values: Fisher's, whose means over prompts and over their mixtures are 1
-    apart, and at the end a token's size, which is 1 on average.
+    def _blank(self, states: Tensor) -> Tensor:
+        """The empty prompt, as long as these."""
+        empty = self.empty[:, : states.shape[1]]
+        return F.pad(empty, (0, 0, 0, states.shape[1] - empty.shape[1]))
 
-    A few tokens are looked at in a time: with all of those of a wide encoder memory would not last.
-    """
-    width, count = len(scale), len(_features(scale[None, chosen])[0])
-    share = min((TOKENS * count + 10_000) / max(tokens, 1), 1.0)
-    number, total, product = torch.zeros(2), torch.zeros(2, count).double(), torch.zeros(count, count).double()
-    middle = None
-    for some in rows.split(_chunk(learn)):
-        states = learn[some].float()
-        for kind, changed in enumerate((states, mixed(states, empty[:, : learn.shape[1]], generator))):
-            found = changed[judged(changed, constant)]
-            found = found[torch.rand(len(found), generator=generator) < share]
-            if not len(found):
-                continue
-            features = _features((found / scale)[:, chosen].double())
-            middle = features.mean(0) if middle is None else middle
-            features = features - middle  # sums of squares lose nothing then
-            number[kind], total[kind] = number[kind] + len(features), total[kind] + features.sum(0)
+    def learn(self, states: Tensor, number: int) -> None:
+        """From prompts [N, T, D], and their mixtures; `number`: of the batch, which chance hangs on."""
+        states, generator = _with_text(states, self.constant), Generator().manual_seed(self.seed + number)
+        self._prompts[0] += len(states)
+        for kind, changed in enumerate((states, mixed(states, self._blank(states), generator))):
+            found = changed[judged(changed, self.constant)]
+            found = found[torch.rand(len(found), generator=generator) < self._share]
+            features = _features((found / self.scale)[:, self._chosen].double()) - self._middle
+            self._number[kind] += len(features)
+            self._total[kind] += features.sum(0)
             if kind == 0:
-                product += features.T @ features
-    means = total / number[:, None].clamp(min=1)
-    covariance = product / number[0] - torch.outer(means[0], means[0])
-    middle = middle + means[0]
-    # features that hardly vary do so by rounding, and other precisions round otherwise
-    spread = torch.maximum(covariance.diagonal().clamp(min=1e-24).sqrt(), ROUNDING * middle.abs())
-    covariance, gap = covariance / spread / spread[:, None], (means[0] - means[1]) / spread
-    unit = torch.eye(count, dtype=torch.double)
-    found = torch.stack([torch.linalg.solve(covariance + ridge * unit, gap) for ridge in RIDGES])
-    found = found / (found @ gap).clamp(min=1e-12)[:, None] / spread
-    forms = torch.zeros(len(RIDGES) + 1, 2 * width, dtype=torch.double)
-    forms[:-1, chosen] = found[:, : len(chosen)]
-    if count > len(chosen):
-        forms[:-1, width + chosen] = found[:, len(chosen) :]
-    forms[-1, chosen] = 1 / middle[: len(chosen)].sum()
-    return forms.float()
+                self._product.addmm_(features.T, features)
+
+    def learned(self) -> None:
+        """All is learned now, by all processes."""
+        self._candidates  # noqa: B018 - made here once and for all
+
+    @cached_property
+    def _candidates(self) -> Scope:
+        """Forms [RIDGES + 1, 2 D], squares before values: Fisher's, whose means over prompts and over their mixtures
+        are 1 apart, and at the end a token's size, which is 1 on average."""
+        width, count = len(self.scale), len(self._product)
+        number, total, product = map(processes.summed, (self._number, self._total, self._product))
+        means = total / number[:, None].clamp(min=1)
+        covariance = product / number[0].clamp(min=1) - torch.outer(means[0], means[0])
+        middle = self._middle + means[0]
+        # features that hardly vary do so by rounding, and other precisions round otherwise
+        spread = torch.maximum(covariance.diagonal().clamp(min=1e-24).sqrt(), ROUNDING * middle.abs())
+        covariance, gap = covariance / spread / spread[:, None], (means[0] - means[1]) / spread
+        unit = torch.eye(count, dtype=torch.double)
+        found = torch.stack([torch.linalg.solve(covariance + ridge * unit, gap) for ridge in RIDGES])
+        found = found / (found @ gap).clamp(min=1e-12)[:, None] / spread
+        forms, chosen = torch.zeros(len(RIDGES) + 1, 2 * width, dtype=torch.double), self._chosen
+        forms[:-1, chosen] = found[:, : len(chosen)]
+        if count > len(chosen):
+            forms[:-1, width + chosen] = found[:, len(chosen) :]
+        forms[-1, chosen] = 1 / middle[: len(chosen)].sum()
+        forms, none = forms.float(), torch.zeros(2, len(forms))
+        return Scope(forms[:, :width].contiguous(), forms[:, width:].contiguous(), self.scale, none, none)
+
+    def bound(self, states: Tensor, number: int) -> None:
+        """By other prompts [N, T, D], and their mixtures, when all is learned."""
+        states, generator = _with_text(states, self.constant), Generator().manual_seed(self.seed + number)
+        self._prompts[1] += len(states)
+        blank = self._blank(states)
+        self._inside.append(torch.cat([self._summary(changed)
+                                       for changed in (states, weighted(states, blank, generator))]))  # fmt: skip
+        self._outside.append(self._summary(mixed(states, blank, generator)))
+
+    def _summary(self, states: Tensor) -> Tensor:
+        """The lowest and the highest value of each prompt, over all of its tokens and over those of any window:
+        [N, 2, 2, forms]."""
+        like = likeness(states, judged(states, self.constant), self._candidates)
+        return torch.stack([torch.stack([like[:, 0], like[:, 0]], 1),
+                            torch.stack([like[:, 1:].amin(1), like[:, 1:].amax(1)], 1)], 1)  # fmt: skip
+
+    def scope(self) -> Scope | None:
+        """None where too few prompts have such text."""
+        if processes.summed(self._prompts).min() < FEWEST:
+            return None
+        inside, outside = (torch.cat(processes.gathered(found)) for found in (self._inside, self._outside))
+        low, high = inside[:, :, 0].amin(0), inside[:, :, 1].amax(0)  # [2, forms]
+        lowest = outside[:, :, 0]
+        best = int((lowest >= low).all(1)[:, : len(RIDGES)].float().mean(0).argmin())
+        chosen = torch.tensor([best, len(RIDGES)])
+        room = (low - lowest.median(0).values)[:, best]
+        room = MARGIN * torch.stack([room, torch.ones(2)], 1).clamp(min=0)
+        made = self._candidates
+        return Scope(made.square[chosen], made.linear[chosen], self.scale, low[:, chosen] - room,
+                     high[:, chosen] + MARGIN)  # fmt: skip
 
 
-def _chunk(states: Tensor) -> int:
-    """How many prompts [N, T, D] are looked at at once, so that wide ones do not fill the memory."""
-    return max(min(CHUNK, CHUNK_NUMBERS // max(states[0].numel(), 1)), 8)
+def _with_text(states: Tensor, constant: Tensor | None) -> Tensor:
+    """The prompts of which some token counts."""
+    states = states.float()
+    return states[judged(states, constant).any(1)]
 
 
 def beyond_scope(encoded: Mapping[str, Tensor], part: Part) -> Tensor:
     """Which stacked prompts are beyond one of the part's scopes: [N]."""
     blocks = {block: cut(encoded, block) for block in part.scopes if key_of(block) in encoded}
     count = len(next(iter(encoded.values())))
-    found = [out_of_scope({block: states[begin : begin + 256] for block, states in blocks.items()}, part)
-             for begin in range(0, count, 256) if blocks]  # fmt: skip
-    return torch.cat(found) if found else torch.zeros(count, dtype=torch.bool)
+    return out_of_scope(blocks, part) if blocks else torch.zeros(count, dtype=torch.bool)
 
 
 def _features(u: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ class Stage:
     steps: int  # that its progress is counted in; several stages of one name are counted together
     do: Callable[[], None] | None = None  # None: a stage before it does this, too, in turns with its own work
     encodings: int = 0  # prompts through the text encoder
-    kept: int = 0  # of them: prompts whose text states are kept
     predictions: int = 0  # of the diffusion model, with and without gradients
     gradients: int = 0  # of them: with a backward pass
     latents: int = 0  # kept at once

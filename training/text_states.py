@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..backbones.protocol import Backbone
 from ..region.blocks import block_names, families, key_of, read_blocks
 from ..region.conditioning import CROSS_ATTENTION, Entry, text_masks, text_tensors
-from . import processes
 from .gate import constant_tokens
 
-ENCODE_BATCH = 64
 # Of a text encoder's layers [L, T, D], so many have walls, evenly spread, the last one among them: each layer holds the
 # whole text, and no node of ComfyUI writes one and not the others.
 GATED_LAYERS = 4
@@ -70,41 +67,12 @@ def text_bytes(entry: Entry) -> int:
     return sum(tensor.nbytes for tensor in text_tensors(entry).values())
 
 
-def batches(count: int) -> int:
-    """In how many batches so many prompts are encoded."""
-    return -(-count // ENCODE_BATCH)
-
-
-def encode_all(backbone: Backbone, prompts: Sequence[str], tell: Callable[[int, int], None]) -> dict[str, Tensor]:
-    """Text states of many prompts, as `stacked` has them. `tell` is called with batches that were done since the last
-    call, and with the prompts that are done by now.
-
-    Where several processes encode, the batches of all are told as if they went on side by side.
-    """
-    entries: list[Entry | None] = [None] * len(prompts)
-    mine = range(processes.index(), len(prompts), processes.count())
-    for begin in range(0, len(mine), ENCODE_BATCH):
-        rows = mine[begin : begin + ENCODE_BATCH]
-        for row, entry in zip(rows, backbone.encode([prompts[row] for row in rows])):
-            entries[row] = entry
-        before, done = (min(rows * processes.count(), len(prompts)) for rows in (begin, begin + ENCODE_BATCH))
-        tell(batches(done) - batches(before), done)
-    for row, entry in processes.gathered([(row, entries[row]) for row in mine]):
-        entries[row] = entry
-    return stacked(entries)
-
-
 def _padded(states: Sequence[Tensor | None]) -> Tensor:
     """States [T, D] or [L, T, D] of different lengths beside one another; None is none at all."""
     some = next(state for state in states if state is not None)
     rows = [some[..., :0, :] if state is None else state for state in states]
     padded = torch.nn.utils.rnn.pad_sequence([row.movedim(-2, 0) for row in rows], batch_first=True)
     return padded.movedim(1, -2)
-
-
-def few(states: Tensor, most: int = 128) -> Tensor:
-    """Some of the prompts of states [N, T, D], from all over them."""
-    return states[:: -(-len(states) // most)]
 
 
 def _varies(sets: Sequence[Tensor]) -> bool:
@@ -118,16 +86,13 @@ def blocks_of(*encoded: dict[str, Tensor]) -> list[str]:
     return [name for name in shared if _varies([cut(found, name) for found in encoded])]
 
 
-def sources_of(*encoded: dict[str, Tensor]) -> list[Source]:
-    """The texts that all of these have and that reach the model, the entry's own first.
-
-    Not those that are the same in every prompt, or that too few prompts have.
-    """
+def possible_sources(*encoded: dict[str, Tensor]) -> list[Source]:
+    """The texts that all of these have and that reach the model, the entry's own first."""
     pieces: dict[str, list[str]] = {}
     for name in block_names(encoded[0]):
         pieces.setdefault(key_of(name), []).append(name)
     known = families({key: tensor.shape[-1] for key, tensor in encoded[0].items()})
-    beside = SIDE_BY_SIDE.get(known[0].name, {}) if known else {}
+    two_encoders = SIDE_BY_SIDE.get(known[0].name, {}) if known else {}
     found = []
     for key, names in pieces.items():
         if not all(key in states for states in encoded):
@@ -138,16 +103,22 @@ def sources_of(*encoded: dict[str, Tensor]) -> list[Source]:
         elif "__features" in names[0] or "__every" in names[0]:  # one encoder's layers
             names = [key]
         for name in names:
-            at = beside.get(name)
+            at = two_encoders.get(name)
             width = cut(encoded[0], name).shape[-1]
             found += [Source(name)] if at is None else [Source(name, 0, at), Source(name, at, width)]
+    return found
+
+
+def sources_of(*encoded: dict[str, Tensor]) -> list[Source]:
+    """Those of `possible_sources` that walls can be found in: not those that are the same in every prompt, or that too
+    few prompts have."""
 
     def teaches(source: Source) -> bool:
         sets = [cut(states, source.block)[..., source.begin : source.end] for states in encoded]
         enough = all(int((some != 0).flatten(1).any(1).sum()) >= min(FEWEST_TAUGHT, len(some)) for some in sets)
         return enough and _varies(sets)
 
-    return [source for source in found if teaches(source)]
+    return [source for source in possible_sources(*encoded) if teaches(source)]
 
 
 def cut(encoded: dict[str, Tensor], block: str) -> Tensor:
@@ -164,11 +135,6 @@ def known_tokens(harmless: dict[str, Tensor], others: dict[str, Tensor], blocks:
 def gated_key(encoded: dict[str, Tensor]) -> str:
     """The text that tells what a prompt is about: all of it, whatever blocks it is divided into for the move."""
     return CROSS_ATTENTION if CROSS_ATTENTION in encoded else next(iter(encoded))
-
-
-def beside(first: Tensor, second: Tensor) -> Tensor:
-    """States [N, ..., T, D] and [M, ..., T, D] as [N + M, ..., T, D], the shorter ones padded."""
-    return _padded([*first, *second])
 
 
 def same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Learning a safe region from prompt pairs: read, find the walls, move, discover, report."""
+"""Learning a safe region from prompt pairs: look, find the walls, judge, move, discover, report."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from ..backbones.protocol import Backbone
 from ..region.blocks import key_of
 from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning
 from ..region.files import slug
-from ..region.region import Gate, Move, Part, Region
+from ..region.region import Move, Part, Region
 from .discovery import BISECTIONS, safe_share, scaled, settle_strength, share_predictions
+from .gate import RENEWED, TOLD_EVERY, checked_card, judged_all, of_new_words, touched_share
 from .gate import STEPS as GATE_STEPS
-from .gate import TOLD_EVERY, checked_card, of_new_words, touched_share
 from .going_on import SEEN, check_existing, extended_move, seen_by_old
 from .hardening import EDITS, evading
 from .hardening import PROMPTS as EDITED
 from .instant import TokenStatistics, difference_move, zero_move
-from .learner import Learner, Taught
+from .learner import Half, Learner
 from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .progress import UNSAFE_LEFT, WALLS
 from .prompts import PromptSets, build_sets, with_new_words
 from .recipe import INITIAL, PREVIEW_PROMPTS, STRENGTH_PROMPTS, TARGETS, Recipe
-from .scope import beyond_scope, fit_scope
+from .scope import PROMPTS as SCOPE_PROMPTS
+from .scope import ScopeFit, beyond_scope
 from .stages import Stage
-from .text_states import (
-    Source,
-    beside,
-    blocks_of,
-    cut,
-    few,
-    gated_key,
-    known_tokens,
-    sources_of,
-    stacked,
-)
-from .walls import Walls, alike, calibrated, fit_walls, gate_depths, kept_apart, known_walls
+from .stream import Batch, read_whole
+from .text_states import Source, blocks_of, cut, gated_key, known_tokens, sources_of, stacked
+from .walls import APART, SourceFit, Walls, alike, calibrated, depths_of, gate_depths, known_walls
+
+SAMPLED = ("unsafe", "safe", "harmless", "calibration", "held_unsafe")  # sets that are looked at first
+EVADING = 2**32  # numbers of the batches of such prompts begin here
+TAUGHT = 500  # unsafe prompts, about, that tell how deep such prompts lie
+SHOWN = 64  # prompts of a kind in the picture of how deep they lie
+
+
+def thinned(prompts: list[str], most: int) -> list[str]:
+    """About so many of them, from all over the list; all where they are fewer."""
+    return prompts[:: -(-len(prompts) // most) or 1]
 
 
 class Trainer(Learner):
@@ -77,8 +79,8 @@ class Trainer(Learner):
 
     @cached_property
     def sets(self) -> PromptSets:
-        """The prompts of the run, split and varied: no more than fit into memory."""
-        return build_sets(self.pairs, self.recipe.seed, self._most)
+        """The prompts of the run, split and varied."""
+        return build_sets(self.pairs, self.recipe.seed, self.recipe.prompts)
 
     @cached_property
     def new_words(self) -> list[str]:
@@ -100,23 +102,25 @@ class Trainer(Learner):
         """Prompts that only measure."""
         return [self.new_words, *self.checked.values()]
 
-    def prompts(self, crowds: bool = True) -> dict[str, list[str]]:
-        """The prompts whose text states are kept, by what they are for; crowds come last."""
+    @cached_property
+    def prompts(self) -> dict[str, list[str]]:
+        """What is learned from and calibrated with, by what it is for; crowds, for the walls only, come last."""
         sets = self.sets
-        found = {
-            "unsafe": [unsafe for unsafe, _ in sets.pairs],
-            "safe": [safe for _, safe in sets.pairs],
+        return {
+            "unsafe": [unsafe for unsafe, _ in (*sets.pairs, *sets.crowds)],
+            "safe": [safe for _, safe in (*sets.pairs, *sets.crowds)],
             "held_unsafe": [unsafe for unsafe, _ in sets.held_out],
             "held_safe": [safe for _, safe in sets.held_out],
-            "harmless": sets.harmless,
+            "harmless": [*sets.harmless, *sets.calm],
             "calibration": sets.calibration,
             "long": sets.long,
-        }
-        if not crowds:
-            return found
-        more = {"unsafe": [unsafe for unsafe, _ in sets.crowds], "safe": [safe for _, safe in sets.crowds],
-                "harmless": sets.calm}  # fmt: skip
-        return {name: [*prompts, *more.get(name, ())] for name, prompts in found.items()}
+        }  # fmt: skip
+
+    def count_prompts(self) -> int:
+        return sum(map(len, (*self.prompts.values(), *self.tried())))
+
+    def _bagged(self) -> int:
+        return len(self.prompts["unsafe"]) + len(self.prompts["harmless"])
 
     def walled_texts(self, states: dict[str, Tensor]) -> list[Tensor]:
         return [one.of(states) for one in sources_of(states) or [Source(gated_key(states))]]
@@ -124,18 +128,25 @@ class Trainer(Learner):
     # --- stages ---
 
     def _region_stages(self) -> list[Stage]:
-        sets, recipe = self.sets, self.recipe
-        told, rounds = GATE_STEPS // TOLD_EVERY, self._rounds
+        sets, recipe, lists = self.sets, self.recipe, self.prompts
+        told, first, rounds = GATE_STEPS // TOLD_EVERY, RENEWED // TOLD_EVERY, self._rounds
+        taught = [lists[name] for name in ("unsafe", "safe", "harmless")]
+        judged_by = [*(lists[name] for name in ("calibration", "long", "held_unsafe")), self._like, self._taught]
         stages = [
-            self._reading(self.prompts().values(), self._read_prompts, keep=True),
-            Stage("gate", told, self._fit_walls),
-            Stage("calibrate", 1),
-            Stage("harden", 4 * rounds, self._harden, rounds * EDITED * (EDITS + 6),
+            self._reading([self._some(lists[name]) for name in SAMPLED], self._look),
+            self._reading(taught, self._learn_from_all),
+            Stage("gate", first, lambda: self._find_walls(RENEWED)),
+            self._reading(self._renewed.values(), self._renew),
+            Stage("gate", told - first, lambda: self._find_walls(GATE_STEPS)),
+            self._reading([*judged_by, lists["held_safe"]], self._judge_all),
+            Stage("calibrate", 1, self._calibrate),
+            Stage("harden", 4 * rounds, self._harden, rounds * (EDITED * (EDITS + 8) + sum(map(len, judged_by))),
                   predictions=rounds * share_predictions(EDITED)),
             Stage("gate", rounds * told),
             Stage("calibrate", rounds),
-            self._reading(self.tried(), self._check, keep=False),
+            self._reading(self.tried(), self._check),
             Stage("instant", 1, self._move_at_once),
+            self._turns_stage(*self._halves),
             *self._discovery_stages(len(sets.pairs)),
         ]  # fmt: skip
         if recipe.steps:
@@ -150,26 +161,148 @@ class Trainer(Learner):
         """Of the search for prompts that evade the walls, which asks the diffusion model."""
         return self.recipe.harden if self.backbone.can_denoise else 0
 
-    def _read_prompts(self) -> None:
-        """Encode all that is learned from and calibrated with, and see which texts there are."""
-        lists = self.prompts(crowds=False)
-        encoded = {name: self._encode(prompts) for name, prompts in self.prompts().items()}
-        taught = (encoded[name] for name in ("unsafe", "safe", "harmless"))
-        self._sources = [one for one in sources_of(*taught) if not alike(one, encoded)]
-        if not self._sources:
+    @cached_property
+    def _like(self) -> list[str]:
+        """Harmless prompts that teach no walls: they tell how the depths of several texts compare."""
+        return self.sets.harmless[APART - 1 :: APART]
+
+    @cached_property
+    def _halves(self) -> tuple[Half, Half]:
+        found, count = self.prompts, len(self.sets.pairs)
+        return (Half(found["unsafe"][:count], [found["safe"][:count]], self.sets.harmless),
+                Half(found["held_unsafe"], [found["held_safe"]], self.sets.calibration))  # fmt: skip
+
+    @cached_property
+    def _taught(self) -> list[str]:
+        """Unsafe prompts that the walls were learned from: they tell how deep such prompts lie."""
+        return thinned(self.prompts["unsafe"], TAUGHT)
+
+    @cached_property
+    def _renewed(self) -> dict[str, list[str]]:
+        """Prompts whose tokens are collected again."""
+        return {kind: self.prompts[kind] for kind in ("unsafe", "harmless") if self._renews}
+
+    def _look(self) -> None:
+        """See by samples which texts there are, how large their features are, and where walls may begin."""
+        sample = {name: self._sample(self.prompts[name]) for name in SAMPLED if self.prompts[name]}
+        taught = [sample[name] for name in ("unsafe", "safe", "harmless")]
+        sources = [one for one in sources_of(*taught) if not alike(one, sample)]
+        if not sources:
             raise PairsError("This text encoder reads both sides of every pair alike: is its model loaded and whole?")
-        self._known = known_walls(self.existing.parts[0]) if self.existing else []
-        judged_blocks = [one.block for one in (*self._sources, *(walls.source for walls in self._known))]
-        keys = dict.fromkeys(map(key_of, judged_blocks))
-        self._states = {name: {key: found[key] for key in keys if key in found} for name, found in encoded.items()}
-        # crowds are for the walls only
-        self._encoded = {name: {key: tokens[: len(lists[name])] for key, tokens in found.items()}
-                         for name, found in encoded.items() if name != "long"}  # fmt: skip
-        self._blocks = blocks_of(*(self._encoded[name] for name in self._encoded if lists[name]))
-        self._constant = known_tokens(self._encoded["harmless"], self._encoded["unsafe"],
-                                      [*judged_blocks, *self._blocks])  # fmt: skip
-        if self._known and self._seen_by(self._known) >= SEEN:
-            self._sources = []
+        old = self.existing.parts[0] if self.existing else None
+        self._known = known_walls(old) if old else []
+        judged_blocks = dict.fromkeys(one.block for one in (*sources, *(walls.source for walls in self._known)))
+        blocks = blocks_of(*sample.values())
+        self._constant = known_tokens(sample["harmless"], sample["unsafe"], [*judged_blocks, *blocks])
+        if self._known:
+            both = [depths_of(self._known, sample[name], self._constant).amax(0) for name in ("unsafe", "held_unsafe")
+                    if name in sample]  # fmt: skip
+            sources = [] if touched_share(torch.cat(both)) >= SEEN else sources
+        self._fits = [SourceFit(one, sample, self._constant, self._generator, self._room) for one in sources]
+        calm = sample["harmless"]
+        plain = {block: cut(calm, block) for block in judged_blocks if key_of(block) in calm}
+        self._scope_fits = {block: ScopeFit(tokens, tokens[:1], self._constant.get(block), self.recipe.seed)
+                            for block, tokens in plain.items()}  # fmt: skip
+        block = next(iter(judged_blocks))
+        counts = judged_all(cut(sample["unsafe"], block), self._constant.get(block))
+        self._tokens = float(counts.sum()) / len(counts)
+        both = (sample["unsafe"], sample["harmless"])
+        self._begin_moments({block: self._normalised(block, self._fits, both) for block in blocks})
+        self._shown = {name: {key: tokens[:SHOWN].clone() for key, tokens in sample[name].items()}
+                       for name in ("calibration", "held_unsafe")}  # fmt: skip
+
+    def _learn_from_all(self) -> None:
+        """Read what is learned from: tokens for the walls, averages for the move, and what prompts look like."""
+        moments, (half, _) = self._begun[0], self._halves
+        for batch in self._read(self.prompts["unsafe"], self.prompts["safe"]):
+            unsafe, safe = batch.sides
+            self._collect_tokens("unsafe", unsafe, batch)
+            rows = slice(max(len(half.moved) - batch.rows.start, 0))  # no crowds
+            moved, goal = ({key: states[rows] for key, states in side.items()} for side in (unsafe, safe))
+            moments.add_moved(moved, [goal], batch.number)
+        for batch in self._read(self.prompts["harmless"]):
+            self._collect_tokens("harmless", batch.states, batch)
+            states = {key: tokens[: max(len(half.still) - batch.rows.start, 0)] for key, tokens in batch.states.items()}
+            for block, fit in self._scope_fits.items():
+                if key_of(block) in states and batch.number % self._scope_every == 0:
+                    fit.learn(cut(states, block), batch.number)
+            moments.add_still(self._staying(states), batch.number)
+
+    @property
+    def _scope_every(self) -> int:
+        """Of every so many batches of harmless prompts scopes are learned."""
+        return max(len(self.sets.harmless) // SCOPE_PROMPTS, 1)
+
+    def _collect_tokens(self, kind: str, states: dict[str, Tensor], batch: Batch) -> None:
+        if kind == "harmless" and len(self._fits) > 1:
+            rows = torch.tensor([row % APART != APART - 1 for row in batch.rows])
+            states = {key: tokens[rows] for key, tokens in states.items()}
+        for fit in self._fits:
+            fit.collect(kind, states, batch.number)
+
+    def _renew(self) -> None:
+        """Collect the tokens that are deepest by now."""
+        for kind, prompts in self._renewed.items():
+            for batch in self._read(prompts):
+                self._collect_tokens(kind, batch.states, batch)
+
+    def _find_walls(self, until: int) -> None:
+        """Steps of the walls of all sources, until so many are done."""
+        begun, count = self._ledger.time.done["gate"], len(self._fits)
+        for i, fit in enumerate(self._fits):
+            start = fit.fit.done
+            told = until // TOLD_EVERY - start // TOLD_EVERY
+
+            def visit(step: int, loss: float, now: Walls, i: int = i, start: int = start, told: int = told) -> None:
+                if step % TOLD_EVERY == TOLD_EVERY - 1:
+                    done = (i * (until - start) + step + 1 - start) * told // (count * (until - start))
+                    depths = (now.depths(self._shown[name], self._constant) for name in ("calibration", "held_unsafe"))
+                    self._ledger.reach("gate", begun + done, loss=loss, measure=WALLS,
+                                       separation=self._told_apart(*depths), message="finding the walls")  # fmt: skip
+
+            fit.run(until, visit)
+            self._ledger.reach("gate", begun + (i + 1) * told // count, message="finding the walls")
+
+    def _beyond(self, states: dict[str, Tensor]) -> Tensor:
+        """How deep stacked prompts lie beyond each of the walls as they stand, and the known ones: [S, N]."""
+        return depths_of([*(fit.walls for fit in self._fits), *self._known], states, self._constant)
+
+    def _judge_all(self) -> None:
+        """Read what the walls are calibrated by, the move is chosen by, and the scope is bounded by."""
+        for fit in self._scope_fits.values():
+            fit.learned()
+        moments = self._begun[1]
+
+        def of_pairs(batch: Batch) -> None:
+            unsafe, safe = batch.sides
+            moments.add_moved(unsafe, [safe], batch.number)
+
+        def of_harmless(batch: Batch) -> None:
+            for block, fit in self._scope_fits.items():
+                if key_of(block) in batch.states:
+                    fit.bound(cut(batch.states, block), batch.number)
+            moments.add_still(self._staying(batch.states), batch.number)
+
+        held, plain = (self.prompts[name] for name in ("held_unsafe", "calibration"))
+        self._depth = self._judge(False) | {
+            "held_unsafe": self._each(self._beyond, held, self.prompts["held_safe"], also=of_pairs),
+            "calibration": self._each(self._beyond, plain, also=of_harmless),
+        }
+
+    def _judge(self, again: bool) -> dict[str, Tensor]:
+        """Depths [S, N] of the sets that walls are calibrated by; `again`: of all of them, beside the plan."""
+        sets = {"long": self.prompts["long"], "like": self._like, "unsafe": self._taught}
+        if again:
+            sets |= {name: self.prompts[name] for name in ("held_unsafe", "calibration")}
+        return {name: self._each(self._beyond, prompts, planned=not again) for name, prompts in sets.items()}
+
+    def _calibrate(self) -> None:
+        walls = [fit.walls for fit in self._fits]
+        self._gates, card, worst = calibrated(walls, self._known, self._depth, self.recipe.budget)
+        self._depths = (torch.cat([worst["calibration"], worst["long"]]), worst["held_unsafe"])
+        self.numbers["calibration"] = card
+        self._ledger.report("calibrate", separation=self.separation,
+                            message=f"at most {card['bound']:.1%} of harmless prompts are touched")  # fmt: skip
 
     def _harden(self) -> None:
         """Search for prompts that evade the walls, and fit these again."""
@@ -177,82 +310,49 @@ class Trainer(Learner):
             found = self._evading()
             self._ledger.report("harden", 4, message=f"round {number + 1}: {len(found)} prompts evaded the gate")
             self.numbers.setdefault("evaded", []).append(len(found))
-            if not found:
+            if not found or not self._fits:
                 break
             # for the walls only: odd forms among the move's prompts made it weaker on all the others
-            for name, side in (("unsafe", 0), ("safe", 1)):
-                more, states = self._encode([pair[side] for pair in found], False), self._states[name]
-                self._states[name] = {key: beside(tokens, more[key]) for key, tokens in states.items() if key in more}
-            self._fit_walls()
+            for batch in self._read([unsafe for unsafe, _ in found], planned=False):
+                for fit in self._fits:
+                    fit.collect("unsafe", batch.states, EVADING * (1 + number) + batch.number)
+            pairs = [read_whole(self.backbone, [pair[side] for pair in found[: self._batch]]) for side in (0, 1)]
+            for fit in self._fits:
+                fit.again(*pairs)
+            self._find_walls(GATE_STEPS)
+            self._depth = self._judge(True)
+            self._calibrate()
         self._ledger.close("gate", "calibrate", "harden")
 
     def _check(self) -> None:
         """What gates and scopes do to prompts that chose nothing."""
-        self._fit_scopes()
+        scopes = {block: self._scope_fits[block].scope() for block in self._gates if block in self._scope_fits}
+        self._scopes = {block: scope for block, scope in scopes.items() if scope}
         part = Part("", {}, self._gates, self._constant, self._scopes)
 
-        def depths(prompts: Sequence[str]) -> Tensor:
-            encoded = self._encode(prompts)
-            walls = gate_depths(encoded, part.gates, part.constant)
-            return torch.where(beyond_scope(encoded, part), walls.clamp(min=1e-6), walls)
+        def depths(states: dict[str, Tensor]) -> Tensor:
+            walls = gate_depths(states, part.gates, part.constant)
+            return torch.where(beyond_scope(states, part), walls.clamp(min=1e-6), walls)
 
         if self.new_words:
-            self.numbers["calibration"] |= of_new_words(depths(self.new_words))
-        found = {kind: depths(prompts) for kind, prompts in self.checked.items() if prompts}
+            self.numbers["calibration"] |= of_new_words(self._each(depths, self.new_words))
+        found = {kind: self._each(depths, prompts) for kind, prompts in self.checked.items() if prompts}
         self.numbers["calibration"] |= checked_card(found)
 
     def _move_at_once(self) -> None:
         """The instant region, or what `initial` has in its place."""
-        old, encoded = self.existing.parts[0] if self.existing else None, self._encoded
-        if old:  # what its walls open on is to be moved, whoever calls it harmless
-            shut = {name: gate_depths(encoded[name], old.gates, self._constant) <= 0
-                    for name in ("harmless", "calibration")}  # fmt: skip
-            encoded = {**encoded, **{name: {key: states[rows] for key, states in encoded[name].items()}
-                                     for name, rows in shut.items()}}  # fmt: skip
-        learn, held = (Taught(encoded[moved], lambda _, goal=goal: encoded[goal], encoded[still])
-                       for moved, goal, still in (("unsafe", "safe", "harmless"),
-                                                  ("held_unsafe", "held_safe", "calibration")))  # fmt: skip
-        (moves,) = self._first_moves(learn, held, self._blocks, self._gates, self._constant)
-        moves = (dict(old.moves) if old else {}) | moves
-        del self._encoded, self._states  # they are large, and nothing reads them any more
+        del self._fits, self._scope_fits  # they are large, and nothing reads them any more
+        (moves,) = self._first_moves()
+        moves = (dict(self.existing.parts[0].moves) if self.existing else {}) | moves
+        del self._begun
         self._start_with([Part(self.targets[0], moves, self._gates, self._constant, self._scopes)])
 
-    def _seen_by(self, known: Sequence[Walls]) -> float:
-        """On which share of the unsafe prompts walls open."""
-        depths = torch.cat([torch.stack([walls.depths(self._states[name], self._constant) for walls in known]).amax(0)
-                            for name in ("unsafe", "held_unsafe")])  # fmt: skip
-        return touched_share(depths)
-
-    def _fit_walls(self) -> None:
-        """Walls in each source beside those that are known, calibrated together: gates by block."""
-        states, sources, constant = self._states, self._sources, self._constant
-        apart = kept_apart(states) if len(sources) > 1 else None
-        told, begun = GATE_STEPS // TOLD_EVERY, self._ledger.time.done["gate"]
-        some = {name: {key: few(tokens) for key, tokens in states[name].items()}
-                for name in ("calibration", "held_unsafe")}  # fmt: skip
-        walls: list[Walls] = []
-
-        def visit(step: int, loss: float, now: Walls) -> None:
-            if step % TOLD_EVERY == TOLD_EVERY - 1:
-                done = (GATE_STEPS * len(walls) + step + 1) * told // (GATE_STEPS * len(sources))
-                depths = (now.depths(some[name], constant) for name in ("calibration", "held_unsafe"))
-                self._ledger.reach("gate", begun + done, loss=loss, measure=WALLS,
-                                   separation=self._told_apart(*depths), message="finding the walls")  # fmt: skip
-
-        for source in sources:
-            walls.append(fit_walls(source, states, constant, self._generator, visit, apart))
-        self._gates, card, self._depths = calibrated(walls, self._known, states, constant, self.recipe.budget)
-        self.numbers["calibration"] = card
-        self._ledger.report("calibrate", separation=self.separation,
-                            message=f"at most {card['bound']:.1%} of harmless prompts are touched")  # fmt: skip
-
-    def _fit_scopes(self) -> None:
-        """What prompts look like in each block that has a gate."""
-        generator, states = torch.Generator().manual_seed(self.recipe.seed), self._states
-        found = {block: fit_scope(cut(states["harmless"], block), cut(states["calibration"], block),
-                                  cut(states["harmless"], block)[:1], self._constant.get(block), generator)
-                 for block in self._gates if key_of(block) in states["calibration"]}  # fmt: skip
-        self._scopes = {block: scope for block, scope in found.items() if scope}
+    def _staying(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.existing:
+            return states
+        # what the old walls open on is to be moved, whoever calls it harmless
+        shut = gate_depths(states, self.existing.parts[0].gates, self._constant) <= 0
+        return {key: tokens[shut] for key, tokens in states.items()}
 
     def _evading(self) -> list[tuple[str, str]]:
         """Unsafe prompts, and their safe counterparts, that the gates do not see."""
@@ -263,14 +363,12 @@ class Trainer(Learner):
         rng = Random(self.recipe.seed + len(self.numbers.get("evaded", ())))
         return evading(self.backbone, self.sets.pairs, self.sets.harmless[1:], depth_of, rng, self._generator)
 
-    def _normalised(
-        self, block: str, gates: Mapping[str, Gate], both: Sequence[Mapping[str, Tensor]],
-        constant: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def _normalised(self, block: str, fits: Sequence[SourceFit], both: Sequence[Mapping[str, Tensor]]) -> tuple[
+        Tensor, Tensor]:  # fmt: skip
         known = self._old_move(block)
         if known is not None and known.mean is not None and known.scale is not None:
             return known.mean, known.scale
-        return super()._normalised(block, gates, both, constant)
+        return super()._normalised(block, fits, both)
 
     def _old_move(self, block: str) -> Move | None:
         """That of the region that training goes on from."""

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..region.blocks import key_of
 from ..region.region import Gate, Part
+from .bags import ENOUGH, Collected, Room, bags_of, hardest
 from .gate import (
     RISK,
+    SCOUTS,
     SPARE,
-    fit_gate,
+    STEPS,
+    WallFit,
+    first_walls,
     joined,
+    judged_all,
     prompt_depths,
     quantiles,
     raised_together,
     ramp_for,
     touched_share,
+    towards,
     upper_bound,
     widened,
 )
@@ -53,39 +60,79 @@ def known_walls(part: Part) -> list[Walls]:
     return [Walls(Source(block), gate) for block, gate in part.gates.items()]
 
 
-def gate_depths(encoded: dict[str, Tensor], gates: Mapping[str, Gate], constant: Mapping[str, Tensor]) -> Tensor:
+def depths_of(walls: Sequence[Walls], states: dict[str, Tensor], constant: Mapping[str, Tensor]) -> Tensor:
+    """How deep stacked prompts lie beyond each of the walls: [S, N]."""
+    count = len(next(iter(states.values())))
+    return torch.stack([one.depths(states, constant) for one in walls]) if walls else torch.zeros(0, count)
+
+
+def gate_depths(states: dict[str, Tensor], gates: Mapping[str, Gate], constant: Mapping[str, Tensor]) -> Tensor:
     """The largest depth of each stacked prompt beyond the walls of any gate whose text is there: [N]."""
-    return torch.stack([Walls(Source(block), gate).depths(encoded, constant) for block, gate in gates.items()]).amax(0)
+    return depths_of([Walls(Source(block), gate) for block, gate in gates.items()], states, constant).amax(0)
 
 
-def kept_apart(states: Encoded) -> Tensor:
-    """Which harmless prompts no walls learn from: [N]."""
-    count = len(next(iter(states["harmless"].values())))
-    return torch.arange(count) % APART == APART - 1
+class SourceFit:
+    """The walls of one source while they are sought: in bags of tokens that are collected batch by batch."""
 
+    def __init__(
+        self, source: Source, sample: Encoded, constant: Mapping[str, Tensor], generator: Generator, room: Room,
+        steps: int = STEPS,
+    ) -> None:  # fmt: skip
+        """`sample`: some prompts of the sets `unsafe`, `safe` and `harmless`, from which the walls start."""
+        unsafe, safe, harmless = (source.of(sample[name]) for name in ("unsafe", "safe", "harmless"))
+        known = constant.get(source.block)
+        self.source, self._constant = source, known if known is None else known[:, source.begin : source.end]
+        self._room, self._width = room, cut(sample["unsafe"], source.block).shape[-1]
+        start = first_walls(unsafe, safe, harmless, self._constant, generator)
+        self.fit = WallFit(start, generator, steps)
+        self._bags = {"unsafe": Collected(), "harmless": Collected()}
+        self._scouts = start
+        if room.size >= ENOUGH:  # otherwise tokens are collected again by walls that know better than any sample does
+            scouts = WallFit(start, generator, SCOUTS)
+            scouts.run(*(bags_of(tokens, self._counts(kind, tokens), start, generator, tokens.shape[1])
+                         for kind, tokens in zip(self._bags, (unsafe, harmless))), SCOUTS)  # fmt: skip
+            self._scouts = scouts.gate
 
-def fit_walls(
-    source: Source,
-    states: Encoded,
-    constant: Mapping[str, Tensor],
-    generator: torch.Generator,
-    visit: Callable[[int, float, Walls], None],
-    apart: Tensor | None,
-) -> Walls:
-    """Walls in the text of one source, from the sets `unsafe`, `safe` and `harmless`.
+    def _counts(self, kind: str, tokens: Tensor) -> Tensor:
+        # constant tokens count here as harmless, in case one goes unrecognised later
+        return judged_all(tokens, self._constant if kind == "unsafe" else None)
 
-    `apart`: harmless prompts to leave out.
-    """
-    unsafe, safe, harmless = (source.of(states[name]) for name in ("unsafe", "safe", "harmless"))
-    known, width = constant.get(source.block), cut(states["unsafe"], source.block).shape[-1]
-    known = known if known is None else known[:, source.begin : source.end]
+    def collect(self, kind: str, states: dict[str, Tensor], number: int) -> None:
+        """From stacked prompts, `unsafe` or `harmless` ones; `number`: of the batch, which chance hangs on."""
+        if key_of(self.source.block) not in states:
+            return
+        tokens = self.source.of(states)
+        if not len(tokens):
+            return
+        bags, counts, generator = self._bags[kind], self._counts(kind, tokens), Generator().manual_seed(number)
+        gate, share = self.fit.gate if self.fit.done else self._scouts, self._room.share
+        rows = torch.arange(len(tokens))
+        if share < 1 and bags.has(number):  # half of those that were kept at first stay
+            rows = hardest(tokens, counts, gate, kind == "unsafe", share / 2)
+        elif share < 1 and not self.fit.done:
+            rows = torch.randperm(len(tokens), generator=generator)[: math.ceil(share * len(tokens))]
+        bags.add(number, bags_of(tokens[rows], counts[rows], gate, generator, self._room.size))
 
-    def whole(gate: Gate) -> Walls:
-        return Walls(source, gate if source.end is None else widened(gate, source.begin, width))
+    def run(self, until: int, visit: Callable[[int, float, Walls], None]) -> None:
+        """Learn from all that was collected by now, by all processes, until so many steps are done."""
+        bags = [collected.all() for collected in self._bags.values()]
+        self.fit.run(*bags, until, lambda step, loss, gate: visit(step, loss, self._whole(gate)))
 
-    gate = fit_gate(unsafe, safe, harmless, known, generator, lambda step, loss, now: visit(step, loss, whole(now)),
-                    apart=apart)  # fmt: skip
-    return whole(gate)
+    def again(self, unsafe: dict[str, Tensor], safe: dict[str, Tensor]) -> None:
+        """All steps once more. Half of the walls begin anew, along the mean difference of these stacked pairs."""
+        first, generator = self.fit.start, self.fit.generator
+        pairs = (self.source.of(states) for states in (unsafe, safe))
+        new = towards(*pairs, self._constant, first.mean, first.scale, len(first.weight) // 2, generator)
+        start = replace(first, weight=torch.cat([first.weight[len(new) :], new]))
+        self.fit = WallFit(start, generator, self.fit.steps)
+
+    def _whole(self, gate: Gate) -> Walls:
+        return Walls(self.source, gate if self.source.end is None else widened(gate, self.source.begin, self._width))
+
+    @property
+    def walls(self) -> Walls:
+        """As they stand."""
+        return self._whole(self.fit.gate)
 
 
 def alike(source: Source, states: Encoded) -> bool:
@@ -107,8 +154,8 @@ def separating(like: Tensor, held: Tensor) -> list[int]:
 
 
 def calibrated(
-    walls: Sequence[Walls], known: Sequence[Walls], states: Encoded, constant: Mapping[str, Tensor], budget: float
-) -> tuple[dict[str, Gate], dict[str, Any], tuple[Tensor, Tensor]]:
+    walls: Sequence[Walls], known: Sequence[Walls], depths: Mapping[str, Tensor], budget: float
+) -> tuple[dict[str, Gate], dict[str, Any], dict[str, Tensor]]:
     """Gates by block whose walls together are opened by no more harmless prompts than the budget allows.
 
     Two kinds of harmless prompts have a budget each: those of `calibration`, and `long` ones. (A wall that stands
@@ -117,30 +164,25 @@ def calibrated(
 
     Args:
         known: walls that stay where they are, beside the others; harmless prompts beyond them are counted, too.
-        states: the sets `harmless`, `calibration`, `long`, `unsafe` and `held_unsafe`.
+        depths: [S, N] of the sets `like` (harmless prompts that taught none of the walls, and are in no other set),
+            `calibration`, `long`, `unsafe` and `held_unsafe`, beyond each of the walls and the known ones.
 
-    Returns the gates, what the region's card says, and depths of harmless and of held-out unsafe prompts.
+    Returns the gates, what the region's card says, and by set the largest depth of each prompt beyond these gates [N].
     """
-
-    def depths(name: str, of: Sequence[Walls]) -> Tensor:
-        return torch.stack([one.depths(states[name], constant) for one in of])
-
+    count = len(walls)
+    new, old = ({name: some[part] for name, some in depths.items()} for part in (slice(count), slice(count, None)))
     sources = {one.source.name: 0.0 for one in (*walls, *known)}
     raised, bounds = torch.zeros(0), [0.0, 0.0]
     if len(walls) > 1:
-        rows = kept_apart(states)
-        some = {key: tensor[rows] for key, tensor in states["harmless"].items()}
-        like = torch.stack([one.depths(some, constant) for one in walls])
-        chosen = separating(like, depths("held_unsafe", walls))
-        walls, like = [walls[i] for i in chosen], like[chosen]
+        chosen = separating(new["like"], new["held_unsafe"])
+        walls, new = [walls[i] for i in chosen], {name: some[chosen] for name, some in new.items()}
     if walls:
-        plain, long, held = (depths(name, walls) for name in ("calibration", "long", "held_unsafe"))
-        if len(walls) == 1:
-            like = plain
-        raised, bounds = raised_together([(plain, budget), (long, LONG * budget)], held, like, SPARE)
+        like = new["calibration"] if len(walls) == 1 else new["like"]
+        raised, bounds = raised_together([(new["calibration"], budget), (new["long"], LONG * budget)],
+                                         new["held_unsafe"], like, SPARE)  # fmt: skip
     together = [*(replace(one, gate=replace(one.gate, bias=one.gate.bias + by)) for one, by in zip(walls, raised)),
                 *known]  # fmt: skip
-    left = {name: depths(name, together) for name in ("calibration", "long", "unsafe", "held_unsafe")}
+    left = {name: torch.cat([new[name] - raised[:, None] if walls else new[name], old[name]]) for name in new}
     worst = {name: found.amax(0) for name, found in left.items()}
     if known:  # they may open on some that the new ones do not
         bounds = [upper_bound(int((worst[name] > 0).sum()), len(worst[name])) for name in ("calibration", "long")]
@@ -148,11 +190,11 @@ def calibrated(
         sources[one.source.name] = max(sources[one.source.name], touched_share(found))
     gates = {}
     for block in dict.fromkeys(one.source.block for one in together):
-        new, old = ([i for i, one in enumerate(together) if one.source.block == block and (i < len(walls)) == fresh]
-                    for fresh in (True, False))  # fmt: skip
-        ramps = [ramp_for(left["unsafe"][new].amax(0))] if new else []
-        ramps += [together[i].gate.ramp for i in old]
-        gates[block] = replace(joined([together[i].gate for i in (*new, *old)]), ramp=torch.stack(ramps).amin())
+        fresh, kept = ([i for i, one in enumerate(together) if one.source.block == block and (i < len(walls)) == is_new]
+                       for is_new in (True, False))  # fmt: skip
+        ramps = [ramp_for(left["unsafe"][fresh].amax(0))] if fresh else []
+        ramps += [together[i].gate.ramp for i in kept]
+        gates[block] = replace(joined([together[i].gate for i in (*fresh, *kept)]), ramp=torch.stack(ramps).amin())
     card = {
         "harmless_prompts": len(worst["calibration"]),
         "budget": budget,
@@ -164,4 +206,4 @@ def calibrated(
         "held_out_unsafe_touched": touched_share(worst["held_unsafe"]),
         "sources": sources,
     }
-    return gates, card, (torch.cat([worst["calibration"], worst["long"]]), worst["held_unsafe"])
+    return gates, card, worst

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -136,7 +135,6 @@ def pipeline(name: str, clip: Any, sizes: dict[str, Any], parts: dict[str, str])
 
 def exchanged(learned_on: Any, used_in: Any) -> dict[str, Any]:
     """A region that one side learned, on the other: which prompts it moves, and the difference to its own side."""
-    import_module("pack.training.walls").fit_gate = partial(import_module("pack.training.gate").fit_gate, steps=30)
     pairs = import_module("pack.training.pairs").parse_pairs(PAIRS)
     recipe = import_module("pack.training.recipe").Recipe(preset="instant", steps=0, prompts=150)
     learned_on.can_denoise = learned_on.can_decode = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +36,9 @@ RESULTS = "[data-testid=result-item], .p-autocomplete-option"
 def words_are_known(page_host: Any) -> None:
     if "search_aliases" not in page_host.get("/object_info/SafeRegionConditioning")["SafeRegionConditioning"]:
         pytest.skip("this ComfyUI tells its page no words but the nodes' names")
+    scripts = Path(os.environ["COMFYUI_FRONTEND"], "assets").glob("*.js")
+    if not any(b"search_aliases" in script.read_bytes() for script in scripts):
+        pytest.skip("this page, older than its ComfyUI, searches the nodes' names alone")
 
 
 @pytest.fixture
