@@ -30,7 +30,7 @@ from .gate import (
     touched_share,
 )
 from .gate import STEPS as GATE_STEPS
-from .learner import Half, Learner
+from .learner import SHOWN, Half, Learner
 from .pairs import PairsError
 from .progress import GROUP_LEFT, WALLS
 from .recipe import PREVIEW_PROMPTS, Recipe
@@ -39,7 +39,6 @@ from .stream import Batch, in_order
 from .text_states import Source, blocks_of, cut, gated_key, known_tokens
 from .walls import SourceFit, Walls, alike, calibrated, depths_of
 
-SHOWN = 64  # prompts of a kind in the picture of how deep they lie
 CONTRAST = 1.0  # see `set_apart`
 STATED_STEPS = 1_000  # of the walls where the attribute is stated: an open prompt and its counterpart lie close
 
@@ -168,7 +167,8 @@ class AttributeTrainer(Learner):
             return [*self._sides(share), share.plain, *filter(None, [self._stated_otherwise(share)])]
 
         return [
-            self._reading([self._some(prompts) for prompts in (*all_of(learn), *self._shown_sets())], self._look),
+            self._reading([*map(self._some, all_of(learn)), *(self._some(prompts, SHOWN) for prompts in
+                                                              self._shown_sets())], self._look),
             self._reading(all_of(learn), self._learn_from_all),
             Stage("gate", first, lambda: self._find_walls(RENEWED / GATE_STEPS)),
             *([self._reading(all_of(learn), self._renew)] if self._renews else ()),
@@ -195,9 +195,9 @@ class AttributeTrainer(Learner):
         rows, *told = (self._sample(prompts) for prompts in self._sides(self.learn))
         plain = self._sample(self.learn.plain)
         others = [self._sample(prompts) for prompts in filter(None, [self._stated_otherwise(self.learn)])]
-        shown = [self._sample(prompts) for prompts in self._shown_sets()]
+        self._shown = [self._sample(prompts, SHOWN) for prompts in self._shown_sets()]
         self._gated = gated_key(rows)
-        source, blocks = Source(self._gated), blocks_of(rows, plain, *told, *shown)
+        source, blocks = Source(self._gated), blocks_of(rows, plain, *told, *self._shown)
         if all(alike(source, {"unsafe": rows, "safe": found}) for found in told):
             raise PairsError("This text encoder reads all prompts of every row alike: is its model loaded and whole?")
         self._constant = known_tokens(plain, rows, [self._gated, *blocks])
@@ -212,7 +212,6 @@ class AttributeTrainer(Learner):
         self._open = fit(rows, plain, GATE_STEPS)
         # each group has walls of its own: one that stands out would take them all
         self._told = [fit(found, rows, STATED_STEPS) for found in (*told, *others)]
-        self._shown = [{key: tokens[:SHOWN].clone() for key, tokens in some.items()} for some in shown]
         counts = judged_all(cut(rows, self._gated), self._constant.get(self._gated))
         self._tokens = float(counts.sum()) / len(counts)
         self._begin_moments({block: self._normalised(block, [self._open], (rows, plain)) for block in blocks})

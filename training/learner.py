@@ -37,7 +37,8 @@ from .stream import Batch, batch_size, batches, in_order, read, read_whole
 from .text_states import Source, cut, possible_sources, same_length, stacked, text_bytes
 from .walls import SourceFit
 
-SAMPLE, FEWEST, SETS = 128, 16, 5  # prompts in the sample of a set, and so many sets
+SAMPLE, FEWEST, SETS = 256, 16, 4  # prompts in the sample of a set, and about so many sets
+SHOWN = 64  # prompts of a kind in the picture of how deep they lie
 SAMPLE_BYTES = 2**29  # of all samples: those of large encoders have fewer prompts
 HEAP = 2**25  # bytes that the allocator keeps for itself, about
 MOMENTS_BYTES = 2**30  # of moments that are collected at once
@@ -262,14 +263,14 @@ class Learner:
         """How many prompts are encoded for what is learned from text."""
         return sum(stage.encodings for stage in self.stages if stage.name == "encode")
 
-    def _some(self, prompts: Sequence[str]) -> list[str]:
+    def _some(self, prompts: Sequence[str], most: int = SAMPLE) -> list[str]:
         """A sample, from all over a list; the first prompt is in it."""
-        count = min(len(prompts), max(SAMPLE_BYTES // (SETS * self.prompt_bytes), FEWEST), SAMPLE)
+        count = min(len(prompts), max(SAMPLE_BYTES // (SETS * self.prompt_bytes), FEWEST), most)
         return [prompts[i * len(prompts) // count] for i in range(count)]
 
-    def _sample(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _sample(self, prompts: Sequence[str], most: int = SAMPLE) -> dict[str, Tensor]:
         """Some of a list's prompts, stacked."""
-        return read_whole(self.backbone, self._some(prompts), self._batch, self._tell)
+        return read_whole(self.backbone, self._some(prompts, most), self._batch, self._tell)
 
     def _told_apart(self, inside: Tensor, outside: Tensor) -> Separation | None:
         """By the depths of prompts of both kinds."""

@@ -23,7 +23,7 @@ from .going_on import SEEN, check_existing, extended_move, seen_by_old
 from .hardening import EDITS, evading
 from .hardening import PROMPTS as EDITED
 from .instant import TokenStatistics, difference_move, zero_move
-from .learner import Half, Learner
+from .learner import SAMPLE, SHOWN, Half, Learner
 from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .progress import UNSAFE_LEFT, WALLS
@@ -36,10 +36,10 @@ from .stream import Batch, read_whole
 from .text_states import Source, blocks_of, cut, gated_key, known_tokens, sources_of, stacked
 from .walls import APART, SourceFit, Walls, alike, calibrated, depths_of, gate_depths, known_walls
 
-SAMPLED = ("unsafe", "safe", "harmless", "calibration", "held_unsafe")  # sets that are looked at first
+# Sets that are looked at first, and how many prompts of each at most.
+SAMPLED = {"unsafe": SAMPLE, "safe": SAMPLE, "harmless": SAMPLE, "calibration": SHOWN, "held_unsafe": SHOWN}
 EVADING = 2**32  # numbers of the batches of such prompts begin here
 TAUGHT = 500  # unsafe prompts, about, that tell how deep such prompts lie
-SHOWN = 64  # prompts of a kind in the picture of how deep they lie
 
 
 def thinned(prompts: list[str], most: int) -> list[str]:
@@ -133,7 +133,7 @@ class Trainer(Learner):
         taught = [lists[name] for name in ("unsafe", "safe", "harmless")]
         judged_by = [*(lists[name] for name in ("calibration", "long", "held_unsafe")), self._like, self._taught]
         stages = [
-            self._reading([self._some(lists[name]) for name in SAMPLED], self._look),
+            self._reading([self._some(lists[name], most) for name, most in SAMPLED.items()], self._look),
             self._reading(taught, self._learn_from_all),
             Stage("gate", first, lambda: self._find_walls(RENEWED)),
             self._reading(self._renewed.values(), self._renew),
@@ -184,7 +184,7 @@ class Trainer(Learner):
 
     def _look(self) -> None:
         """See by samples which texts there are, how large their features are, and where walls may begin."""
-        sample = {name: self._sample(self.prompts[name]) for name in SAMPLED if self.prompts[name]}
+        sample = {name: self._sample(self.prompts[name], most) for name, most in SAMPLED.items() if self.prompts[name]}
         taught = [sample[name] for name in ("unsafe", "safe", "harmless")]
         sources = [one for one in sources_of(*taught) if not alike(one, sample)]
         if not sources:
@@ -208,8 +208,7 @@ class Trainer(Learner):
         self._tokens = float(counts.sum()) / len(counts)
         both = (sample["unsafe"], sample["harmless"])
         self._begin_moments({block: self._normalised(block, self._fits, both) for block in blocks})
-        self._shown = {name: {key: tokens[:SHOWN].clone() for key, tokens in sample[name].items()}
-                       for name in ("calibration", "held_unsafe")}  # fmt: skip
+        self._shown = {name: sample[name] for name in ("calibration", "held_unsafe")}
 
     def _learn_from_all(self) -> None:
         """Read what is learned from: tokens for the walls, averages for the move, and what prompts look like."""
@@ -294,7 +293,9 @@ class Trainer(Learner):
         sets = {"long": self.prompts["long"], "like": self._like, "unsafe": self._taught}
         if again:
             sets |= {name: self.prompts[name] for name in ("held_unsafe", "calibration")}
-        return {name: self._each(self._beyond, prompts, planned=not again) for name, prompts in sets.items()}
+        none = torch.zeros(len(self._fits) + len(self._known), 0)
+        return {name: self._each(self._beyond, prompts, planned=not again) if prompts else none
+                for name, prompts in sets.items()}  # fmt: skip
 
     def _calibrate(self) -> None:
         walls = [fit.walls for fit in self._fits]
