@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from held import memory
 from publishing import MEASURED, as_table, put
 from transformers import T5Config, T5EncoderModel
 
@@ -69,11 +69,6 @@ def pairs_for(prompts: int) -> PromptPairs:
     return PromptPairs(tuple((unsafe + end, safe + end) for end in ENDS for unsafe, safe in pairs.pairs),
                        tuple(prompt + end for end in ENDS[1:] for prompt in (*pairs.keep, *everyday_prompts())),
                        pairs.held_out, pairs.leave_out, pairs.title)  # fmt: skip
-
-
-def memory(field: str) -> int:
-    """Bytes that this process holds (VmRSS) or has held at most (VmHWM)."""
-    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def run_once(kind: str, prompts: int) -> dict[str, float]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import re
-import resource
 import statistics
 import sys
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from held import memory
 from kept import keep, load
 from publishing import MEASURED, as_table, put
 from safetensors.torch import load_file, save_file
@@ -262,18 +261,6 @@ def gate_table(found: dict[str, dict[str, int]], prompts: int) -> str:
 
 
 # --- beside ESD-x ---
-
-
-def memory(field: str) -> int:
-    """Bytes that this process holds (VmRSS) or has held at most (VmHWM).
-
-    Where there is no /proc, the most it has held stands for both. (Linux's `ru_maxrss` would not do: it goes on from
-    that of the process that started this one.)
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(re.search(rf"{field}:\s+(\d+)", status.read_text())[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train_alone(method: str, steps: int, seed: int, folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..backbones.protocol import Backbone
 from ..region.balance import STATED, balance_conditioning
 from ..region.conditioning import Entry, text_blocks, with_blocks
 from ..region.region import Gate, Move, Part, Region
+from . import processes
 from .attributes import AttributePairs, Share, build_shares
 from .gate import (
     RENEWED,
@@ -24,7 +25,6 @@ from .gate import (
     TOLD_EVERY,
     checked_card,
     joined,
-    judged_all,
     of_new_words,
     tolerance_limit,
     touched_share,
@@ -35,8 +35,8 @@ from .pairs import PairsError
 from .progress import GROUP_LEFT, WALLS
 from .recipe import PREVIEW_PROMPTS, Recipe
 from .stages import Stage
-from .stream import Batch, in_order
-from .text_states import Source, blocks_of, cut, gated_key, known_tokens
+from .stream import Batch
+from .text_states import Source, blocks_of, gated_key, known_tokens
 from .walls import SourceFit, Walls, alike, calibrated, depths_of
 
 CONTRAST = 1.0  # see `set_apart`
@@ -212,9 +212,7 @@ class AttributeTrainer(Learner):
         self._open = fit(rows, plain, GATE_STEPS)
         # each group has walls of its own: one that stands out would take them all
         self._told = [fit(found, rows, STATED_STEPS) for found in (*told, *others)]
-        counts = judged_all(cut(rows, self._gated), self._constant.get(self._gated))
-        self._tokens = float(counts.sum()) / len(counts)
-        self._begin_moments({block: self._normalised(block, [self._open], (rows, plain)) for block in blocks})
+        self._begin_moments(blocks, self._gated, [self._open], rows, plain)
 
     def _goal_states(self, sides: Sequence[dict[str, Tensor]]) -> Sequence[dict[str, Tensor]]:
         return [{key: set_apart([side[key] for side in sides], group, self.contrast) for key in sides[group]}
@@ -298,7 +296,7 @@ class AttributeTrainer(Learner):
             "long": self._each(self._both, share.long),
             "learned": self._each(self._both, self._sides(self.learn)[0]),
         }
-        self._depth["told"] = torch.cat(in_order(told), -1)  # [2, groups, rows]
+        self._depth["told"] = torch.cat([depths for _, depths in processes.in_order(told)], -1)  # [2, groups, rows]
         others = self._stated_otherwise(share)
         self._depth["otherwise"] = self._each(self._both, others) if others else torch.zeros(2, 0)
 

@@ -28,6 +28,9 @@ class Bags:
     counts: Tensor
 
 
+NONE = Bags(torch.zeros(0, 0, 0), torch.zeros(0, 0))
+
+
 @dataclass(frozen=True)
 class Room:
     """How much is kept."""
@@ -82,18 +85,18 @@ class Collected:
 
     def __init__(self) -> None:
         self._new: list[tuple[int, Bags]] = []
-        self._slab, self._taken = Bags(torch.zeros(0, 0, 0), torch.zeros(0, 0)), 0
+        self._slab, self._taken = NONE, 0
         self._places: dict[int, int] = {}  # where those of a batch end
         self._all: Bags | None = None
 
     def add(self, number: int, bags: Bags) -> None:
-        self._new.append((number, self._moved(bags)))
+        self._new.append((number, self._placed(bags)))
 
     def has(self, number: int) -> bool:
         """Whether `all` has had bags of that batch."""
         return number in self._places
 
-    def _moved(self, bags: Bags) -> Bags:
+    def _placed(self, bags: Bags) -> Bags:
         """The same in a large piece of memory: many small ones would leave holes between that nothing fits into."""
         count, size = bags.counts.shape
         if self._slab.counts.shape[1] != size or self._taken + count > len(self._slab.counts):
@@ -107,8 +110,8 @@ class Collected:
 
     def all(self) -> Bags:
         """What all processes have collected by now, in the order of the batches."""
-        found = sorted(processes.gathered(self._new), key=lambda one: one[0])
-        self._new, self._slab = [], Bags(torch.zeros(0, 0, 0), torch.zeros(0, 0))
+        found = processes.in_order(self._new)
+        self._new, self._slab = [], NONE
         kept = [] if self._all is None else [self._all]
         end = sum(len(bags.counts) for bags in kept)
         for number, bags in found:

@@ -127,7 +127,7 @@ def collect_moments(
                 moments += [Moment(begin + i, kept[i], sigma.cpu(), wanted[i], weight) for i in range(len(chunk))]
             found.append((number, moments))
             visit(min(number + processes.count(), len(rounds)), len(rounds))
-    return [moment for _, some in sorted(processes.gathered(found), key=lambda one: one[0]) for moment in some]
+    return [moment for _, some in processes.in_order(found) for moment in some]
 
 
 def gap_left(backbone: Backbone, moments: Sequence[Moment], entries: Sequence[Entry]) -> Tensor:
@@ -161,7 +161,7 @@ def unsafe_shares(
             along = ((denoised - safe).flatten(1) * gap).sum(1) / gap.square().sum(1).clamp(min=1e-12)
             total += along.float().cpu()
         found.append((number, total / SHARE_STEPS))
-    return torch.cat([shares for _, shares in sorted(processes.gathered(found), key=lambda one: one[0])])
+    return torch.cat([shares for _, shares in processes.in_order(found)])
 
 
 def scaled(part: Part, strength: float) -> Part:

@@ -33,7 +33,7 @@ from .paper_recipe import paper_part, paper_predictions, train_paper
 from .progress import Ledger, Progress, Separation, measure, separation
 from .recipe import REPORT_STEPS, Recipe
 from .stages import Stage, costs, planned_steps
-from .stream import Batch, batch_size, batches, in_order, read, read_whole
+from .stream import Batch, batch_size, batches, read, read_whole
 from .text_states import Source, cut, possible_sources, same_length, stacked, text_bytes
 from .walls import SourceFit
 
@@ -153,15 +153,24 @@ class Learner:
         return batch_size(self.prompt_bytes)
 
     @cached_property
+    def _example_states(self) -> dict[str, Tensor]:
+        return stacked([self.example])
+
+    @property
+    def _block_widths(self) -> dict[str, int]:
+        """The features of each block that may be moved."""
+        return {block: cut(self._example_states, block).shape[-1] for block in block_names(self._example_states)}
+
+    @cached_property
     def text_width(self) -> int:
         """The features of all texts that walls may stand in."""
-        states = stacked([self.example])
+        states = self._example_states
         return sum(cut(states, one.block)[..., one.begin : one.end].shape[-1] for one in possible_sources(states))
 
     @property
     def text_length(self) -> int:
         """Tokens of a prompt of usual length."""
-        return max(tensor.shape[-2] for tensor in stacked([self.example]).values())
+        return max(tensor.shape[-2] for tensor in self._example_states.values())
 
     @cached_property
     def _room(self) -> Room:
@@ -175,10 +184,9 @@ class Learner:
 
     def text_bytes(self) -> int:
         """About what text takes while a region is learned from it: the most of what its stages take."""
-        states = stacked([self.example])
         if self.recipe.preset == "paper":
             return self.prompt_bytes * len(self._paper_prompts())
-        widths = [cut(states, block).shape[-1] for block in block_names(states)]
+        widths = self._block_widths.values()
         moments = [moments_bytes(width, len(self.targets)) for width in widths]
         kept = min(sum(moments), max(MOMENTS_BYTES, max(moments)))
         bags = 2 * self.text_width * min(self._bagged(), BAGS) * min(self._room.size, self.text_length)
@@ -256,7 +264,7 @@ class Learner:
         for batch in self._read(*sides, planned=planned):
             found.append((batch.number, judge(batch.sides[0])))
             also(batch)
-        return torch.cat(in_order(found), -1)
+        return torch.cat([depths for _, depths in processes.in_order(found)], -1)
 
     @cached_property
     def _to_read(self) -> int:
@@ -290,8 +298,7 @@ class Learner:
 
     def _turns_stage(self, *halves: Half) -> Stage:
         """Where there are several groups of blocks, as many more readings of both halves."""
-        states = stacked([self.example])
-        turns = len(self._grouped({block: cut(states, block).shape[-1] for block in block_names(states)})) - 1
+        turns = len(self._grouped(self._block_widths)) - 1
         lists = [prompts for half in halves for prompts in (half.moved, *half.goals, half.still)]
         return self._reading(lists * turns, None)
 
@@ -302,10 +309,20 @@ class Learner:
         share = tokens / max(self._tokens * len(self._halves[0].moved), 1)
         return Moments(blocks, self._constant, len(self.targets), min(share, 1.0))
 
-    def _begin_moments(self, normal: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Of both halves, of the first blocks. `normal`: mean and scale [D] of each."""
-        self._normal = dict(normal)
-        first, *_ = self._grouped({block: len(mean) for block, (mean, _) in normal.items()})
+    def _begin_moments(
+        self, blocks: Sequence[str], judged_block: str, fits: Sequence[SourceFit], moved: dict[str, Tensor],
+        still: dict[str, Tensor],
+    ) -> None:  # fmt: skip
+        """Of both halves, of the first ones of these blocks.
+
+        Args:
+            judged_block: which says how many tokens of a prompt count.
+            moved, still: stacked samples of what is to be moved, and to stay.
+        """
+        counts = judged_all(cut(moved, judged_block), self._constant.get(judged_block))
+        self._tokens = float(counts.sum()) / len(counts)
+        self._normal = {block: self._normalised(block, fits, (moved, still)) for block in blocks}
+        first, *_ = self._grouped({block: len(mean) for block, (mean, _) in self._normal.items()})
         self._begun = (self._moments(first), self._moments(first))
 
     def _collect(self, half: Half, moments: Moments) -> None:

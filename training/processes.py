@@ -46,6 +46,11 @@ def gathered(own: Sequence[T]) -> list[T]:
     return gather_object(list(own))
 
 
+def in_order(own: Sequence[tuple[int, T]]) -> list[tuple[int, T]]:
+    """What all processes have, each with the number of its batch, in the order of these."""
+    return sorted(gathered(own), key=lambda one: one[0])
+
+
 def summed(tensor: Tensor) -> Tensor:
     """The sum of all processes' tensors."""
     if _state() is None:

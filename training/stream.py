@@ -77,10 +77,4 @@ def read_whole(
     for number in range(processes.index(), batches(len(prompts), size), processes.count()):
         found.append((number, backbone.encode(prompts[number * size : (number + 1) * size])))
         tell(*_together(number, len(prompts), size))
-    return stacked([entry for _, entries in sorted(processes.gathered(found), key=lambda one: one[0])
-                    for entry in entries])  # fmt: skip
-
-
-def in_order(found: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-    """What all processes found, by the numbers of batches, in their order."""
-    return [tensor for _, tensor in sorted(processes.gathered(found), key=lambda one: one[0])]
+    return stacked([entry for _, entries in processes.in_order(found) for entry in entries])

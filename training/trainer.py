@@ -17,7 +17,7 @@ from ..region.conditioning import CROSS_ATTENTION, Entry, apply_to_conditioning
 from ..region.files import slug
 from ..region.region import Move, Part, Region
 from .discovery import BISECTIONS, safe_share, scaled, settle_strength, share_predictions
-from .gate import RENEWED, TOLD_EVERY, checked_card, judged_all, of_new_words, touched_share
+from .gate import RENEWED, TOLD_EVERY, checked_card, of_new_words, touched_share
 from .gate import STEPS as GATE_STEPS
 from .going_on import SEEN, check_existing, extended_move, seen_by_old
 from .hardening import EDITS, evading
@@ -136,7 +136,7 @@ class Trainer(Learner):
             self._reading([self._some(lists[name], most) for name, most in SAMPLED.items()], self._look),
             self._reading(taught, self._learn_from_all),
             Stage("gate", first, lambda: self._find_walls(RENEWED)),
-            self._reading(self._renewed.values(), self._renew),
+            *([self._reading([lists["unsafe"], lists["harmless"]], self._renew)] if self._renews else ()),
             Stage("gate", told - first, lambda: self._find_walls(GATE_STEPS)),
             self._reading([*judged_by, lists["held_safe"]], self._judge_all),
             Stage("calibrate", 1, self._calibrate),
@@ -177,11 +177,6 @@ class Trainer(Learner):
         """Unsafe prompts that the walls were learned from: they tell how deep such prompts lie."""
         return thinned(self.prompts["unsafe"], TAUGHT)
 
-    @cached_property
-    def _renewed(self) -> dict[str, list[str]]:
-        """Prompts whose tokens are collected again."""
-        return {kind: self.prompts[kind] for kind in ("unsafe", "harmless") if self._renews}
-
     def _look(self) -> None:
         """See by samples which texts there are, how large their features are, and where walls may begin."""
         sample = {name: self._sample(self.prompts[name], most) for name, most in SAMPLED.items() if self.prompts[name]}
@@ -203,11 +198,7 @@ class Trainer(Learner):
         plain = {block: cut(calm, block) for block in judged_blocks if key_of(block) in calm}
         self._scope_fits = {block: ScopeFit(tokens, tokens[:1], self._constant.get(block), self.recipe.seed)
                             for block, tokens in plain.items()}  # fmt: skip
-        block = next(iter(judged_blocks))
-        counts = judged_all(cut(sample["unsafe"], block), self._constant.get(block))
-        self._tokens = float(counts.sum()) / len(counts)
-        both = (sample["unsafe"], sample["harmless"])
-        self._begin_moments({block: self._normalised(block, self._fits, both) for block in blocks})
+        self._begin_moments(blocks, next(iter(judged_blocks)), self._fits, sample["unsafe"], sample["harmless"])
         self._shown = {name: sample[name] for name in ("calibration", "held_unsafe")}
 
     def _learn_from_all(self) -> None:
@@ -241,8 +232,8 @@ class Trainer(Learner):
 
     def _renew(self) -> None:
         """Collect the tokens that are deepest by now."""
-        for kind, prompts in self._renewed.items():
-            for batch in self._read(prompts):
+        for kind in ("unsafe", "harmless"):
+            for batch in self._read(self.prompts[kind]):
                 self._collect_tokens(kind, batch.states, batch)
 
     def _find_walls(self, until: int) -> None:
