@@ -109,6 +109,13 @@ class ComfyPage:
         """Wait until JavaScript is true."""
         return self.page.wait_for_function(expression, timeout=timeout * 1000)
 
+    def within(self, seconds: float, expression: str) -> bool:
+        """Whether JavaScript becomes true so soon."""
+        end = time.monotonic() + seconds
+        while not (found := self.page.evaluate(expression)) and time.monotonic() < end:
+            self.page.wait_for_timeout(200)
+        return bool(found)
+
     def screenshot(self, path: Path, fit: bool = True) -> None:
         """A picture of the page, the whole workflow in view."""
         if fit:

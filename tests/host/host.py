@@ -19,7 +19,6 @@ from typing import Any
 PACK = Path(__file__).parents[2]
 PACK_FOLDER = "Safe Region v0.1"  # ComfyUI must not mind spaces and dots
 LEFT_OUT = (".git", "__pycache__", "tests", "build", "*.egg-info", ".venv", ".host", ".*_cache")
-EVERYDAY = 1200
 RENAMED = {"TestOldName": "SafeRegionConditioning"}  # as if that node had been called so
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 WITH_LLAMA = ("HiDream", "HunyuanVideo")
@@ -185,9 +184,6 @@ def prepare_base(base: Path, folder: str = PACK_FOLDER) -> None:
     shutil.copytree(PACK, nodes / folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for models in ("other_model", "family_models", "weight_kinds", "wiring_nodes"):
         shutil.copytree(Path(__file__).parent / models, nodes / models)
-    # the encoder reads all of these in every training: fewer make the tests faster, and change nothing they look at
-    everyday = nodes / folder / "training" / "everyday.txt"
-    everyday.write_text("\n".join(everyday.read_text(encoding="utf-8").splitlines()[:EVERYDAY]), encoding="utf-8")
     renamed = nodes / folder / "nodes" / "renamed.py"
     known = renamed.read_text(encoding="utf-8").replace("str] = {}", f"str] = {RENAMED}", 1)
     renamed.write_text(known, encoding="utf-8")
