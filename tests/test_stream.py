@@ -11,7 +11,17 @@ from test_training import PAIRS
 
 from comfyui_safe_region.training import bags as bags_module
 from comfyui_safe_region.training import gate
-from comfyui_safe_region.training.bags import BAG, BAGS_BYTES, Bags, Collected, all_bags, bags_of, hardest, room_for
+from comfyui_safe_region.training.bags import (
+    BAG,
+    BAGS_BYTES,
+    LARGE,
+    Bags,
+    Collected,
+    all_bags,
+    bags_of,
+    hardest,
+    room_for,
+)
 from comfyui_safe_region.training.gate import WallFit, first_walls, judged_all
 from comfyui_safe_region.training.instant import Averages
 from comfyui_safe_region.training.learner import SAMPLE, Learner
@@ -97,7 +107,7 @@ def test_a_bag_holds_the_deepest_tokens_and_some_others():
 
 
 def test_fewer_tokens_are_kept_where_texts_are_wide_or_prompts_many():
-    assert room_for(700, 128).size > 77 > room_for(7_000, 128).size > BAG
+    assert room_for(700, 128).size == LARGE == room_for(4_000, 128).size > room_for(4_000, 512).size > BAG
     assert room_for(7_000, 4_096).size == room_for(50_000, 4_096).size == BAG
     for prompts, width in ((4_000, 192), (7_000, 128), (50_000, 128)):
         room = room_for(prompts, width)

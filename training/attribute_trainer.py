@@ -101,8 +101,8 @@ class AttributeTrainer(Learner):
 
     # --- what it will take ---
 
-    def _example(self) -> str:
-        return self.pairs.rows[0][0] if self.pairs.rows else ""
+    def _taught_prompts(self) -> list[str]:
+        return [neutral for neutral, _ in self.pairs.rows]
 
     @cached_property
     def _shares(self) -> tuple[Share, Share, Share]:

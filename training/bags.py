@@ -14,7 +14,7 @@ from ..region.region import Gate
 from ..region.steering import depth
 from . import processes
 
-BAG, BAGS_BYTES = 6, 2**25  # tokens of a prompt in its bag at least; more where all bags have room
+BAG, LARGE, BAGS_BYTES = 6, 24, 2**25  # tokens of a prompt in its bag at least, and where all bags have room at most
 BAGS = 4_096  # prompts that have one at most
 SLAB = 512  # bags that lie in one piece
 ENOUGH = 16  # tokens of each prompt: where walls see so many, the deepest ones are among them
@@ -42,7 +42,7 @@ class Room:
 def room_for(prompts: int, width: int) -> Room:
     """For so many prompts, if all of their texts together have so many features."""
     kept = min(max(prompts, 1), BAGS)
-    return Room(max(BAGS_BYTES // (2 * width * kept), BAG), kept / max(prompts, 1))
+    return Room(min(max(BAGS_BYTES // (2 * width * kept), BAG), LARGE), kept / max(prompts, 1))
 
 
 def bags_of(tokens: Tensor, counts: Tensor, gate: Gate, generator: Generator, size: int = BAG) -> Bags:

@@ -24,7 +24,7 @@ WALLS = 4
 STEPS = 400
 RENEWED = STEPS * 3 // 5  # after so many steps the bags get the tokens that are deepest by then
 SCOUTS = 150  # steps of walls that only tell which tokens to keep
-BATCH = 96
+DRAWN = 96  # bags of each kind in a step
 CHUNK = 32  # prompts that are computed with at once
 REVIEW = 50  # steps
 TOLD_EVERY = 20  # steps: how often those who watch are told of the walls
@@ -148,7 +148,7 @@ class WallFit:
             temperature = 0.02 ** (step / self.steps)
             worst = []
             for bags, weights in zip(both, chances):
-                rows = torch.multinomial(weights, BATCH, replacement=True, generator=self.generator)
+                rows = torch.multinomial(weights, DRAWN, replacement=True, generator=self.generator)
                 beyond = bags.tokens[rows].float() @ self.weight.T - self.bias
                 worst.append(_soft_worst(beyond, bags.counts[rows], temperature))
             loss = F.relu(1 - worst[0]).square().mean() + F.relu(1 + worst[1]).square().mean()

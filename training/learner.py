@@ -45,6 +45,12 @@ MOMENTS_BYTES = 2**30  # of moments that are collected at once
 PRODUCTS, TOKENS_EACH = 2e12, 16  # of moments: products of two features at most, but so many tokens for each feature
 
 
+def evenly(prompts: Sequence[str], most: int) -> list[str]:
+    """So many of them at most, from all over the list; the first is one of them."""
+    count = min(len(prompts), most)
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
 @dataclass(frozen=True)
 class Half:
     """Prompts that moves are learned from, or chosen by: some to be moved, what they should become for each target, and
@@ -137,8 +143,10 @@ class Learner:
 
     @cached_property
     def example(self) -> Entry:
-        """A prompt of usual length, as the text encoder has it. Raises RegionError where no region could reach it."""
-        (found,) = self.backbone.encode([self._example()])
+        """A long prompt, as the text encoder has it: three quarters are shorter. Raises RegionError where no region
+        could reach it."""
+        by_length = sorted(self._taught_prompts(), key=len) or [""]
+        (found,) = self.backbone.encode([by_length[len(by_length) * 3 // 4]])
         check_known([found], allow_unknown=True)  # what has an unknown name may well be no text
         return found
 
@@ -169,7 +177,7 @@ class Learner:
 
     @property
     def text_length(self) -> int:
-        """Tokens of a prompt of usual length."""
+        """Tokens of a long prompt."""
         return max(tensor.shape[-2] for tensor in self._example_states.values())
 
     @cached_property
@@ -180,7 +188,7 @@ class Learner:
     @property
     def _renews(self) -> bool:
         """Whether tokens are collected again when the walls stand nearly where they will."""
-        return self._room.share < 1 or self._room.size < min(self.text_length, ENOUGH)
+        return self._room.share < 1 or self._room.size < ENOUGH
 
     def text_bytes(self) -> int:
         """About what text takes while a region is learned from it: the most of what its stages take."""
@@ -273,8 +281,7 @@ class Learner:
 
     def _some(self, prompts: Sequence[str], most: int = SAMPLE) -> list[str]:
         """A sample, from all over a list; the first prompt is in it."""
-        count = min(len(prompts), max(SAMPLE_BYTES // (SETS * self.prompt_bytes), FEWEST), most)
-        return [prompts[i * len(prompts) // count] for i in range(count)]
+        return evenly(prompts, min(max(SAMPLE_BYTES // (SETS * self.prompt_bytes), FEWEST), most))
 
     def _sample(self, prompts: Sequence[str], most: int = SAMPLE) -> dict[str, Tensor]:
         """Some of a list's prompts, stacked."""
@@ -529,8 +536,8 @@ class Learner:
         """Those of all presets but the paper's, without the report."""
         raise NotImplementedError
 
-    def _example(self) -> str:
-        """A prompt of usual length, or an empty one."""
+    def _taught_prompts(self) -> Sequence[str]:
+        """Those that the user wrote to be moved."""
         raise NotImplementedError
 
     def _rows(self) -> Sequence[tuple[str, Sequence[str]]]:

@@ -23,7 +23,7 @@ from .going_on import SEEN, check_existing, extended_move, seen_by_old
 from .hardening import EDITS, evading
 from .hardening import PROMPTS as EDITED
 from .instant import TokenStatistics, difference_move, zero_move
-from .learner import SAMPLE, SHOWN, Half, Learner
+from .learner import SAMPLE, SHOWN, Half, Learner, evenly
 from .lora import lora_shift
 from .pairs import PairsError, PromptPairs
 from .progress import UNSAFE_LEFT, WALLS
@@ -39,12 +39,7 @@ from .walls import APART, SourceFit, Walls, alike, calibrated, depths_of, gate_d
 # Sets that are looked at first, and how many prompts of each at most.
 SAMPLED = {"unsafe": SAMPLE, "safe": SAMPLE, "harmless": SAMPLE, "calibration": SHOWN, "held_unsafe": SHOWN}
 EVADING = 2**32  # numbers of the batches of such prompts begin here
-TAUGHT = 500  # unsafe prompts, about, that tell how deep such prompts lie
-
-
-def thinned(prompts: list[str], most: int) -> list[str]:
-    """About so many of them, from all over the list; all where they are fewer."""
-    return prompts[:: -(-len(prompts) // most) or 1]
+TAUGHT = 500  # unsafe prompts that tell how deep such prompts lie
 
 
 class Trainer(Learner):
@@ -74,8 +69,8 @@ class Trainer(Learner):
 
     # --- what it will take ---
 
-    def _example(self) -> str:
-        return self.pairs.pairs[0][0] if self.pairs.pairs else ""
+    def _taught_prompts(self) -> list[str]:
+        return [unsafe for unsafe, _ in self.pairs.pairs]
 
     @cached_property
     def sets(self) -> PromptSets:
@@ -175,7 +170,7 @@ class Trainer(Learner):
     @cached_property
     def _taught(self) -> list[str]:
         """Unsafe prompts that the walls were learned from: they tell how deep such prompts lie."""
-        return thinned(self.prompts["unsafe"], TAUGHT)
+        return evenly(self.prompts["unsafe"], TAUGHT)
 
     def _look(self) -> None:
         """See by samples which texts there are, how large their features are, and where walls may begin."""

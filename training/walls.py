@@ -87,7 +87,8 @@ class SourceFit:
         self.fit = WallFit(start, generator, steps)
         self._bags = {"unsafe": Collected(), "harmless": Collected()}
         self._scouts = start
-        if room.size >= ENOUGH:  # otherwise tokens are collected again by walls that know better than any sample does
+        # where all tokens are kept nobody chooses; where few are, they are collected again by walls that know more
+        if ENOUGH <= room.size < unsafe.shape[1]:
             scouts = WallFit(start, generator, SCOUTS)
             scouts.run(*(bags_of(tokens, self._counts(kind, tokens), start, generator, tokens.shape[1])
                          for kind, tokens in zip(self._bags, (unsafe, harmless))), SCOUTS)  # fmt: skip

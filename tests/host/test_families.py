@@ -30,7 +30,7 @@ TRAINING = {
 # are the tensors that hold several layers: those of Flux.2, Klein 4B and 9B, Lens, Krea 2 and Ideogram 4.
 FEWER = {
     "training/prompts.py": [("CROWDS = 400", "CROWDS = 8")],
-    "training/gate.py": [("STEPS = 400", "STEPS = 40"), ("BATCH = 96", "BATCH = 16")],
+    "training/gate.py": [("STEPS = 400", "STEPS = 40"), ("DRAWN = 96", "DRAWN = 16")],
     "training/recipe.py": [("batch_size: int = 8", "batch_size: int = 2"),
                            ("trajectories: int = 96", "trajectories: int = 4"),
                            ("sampling_steps: int = 12", "sampling_steps: int = 3")],
