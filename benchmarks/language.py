@@ -30,6 +30,7 @@ from comfyui_safe_region.training.prompts import with_new_words
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer
 
+SHORT = 7  # words: what is longer is a sentence
 PACKS = ("violence", "sexual", "self-harm", "illegal-activity", "hate", "shocking", "harassment", "weapons")
 
 
@@ -78,7 +79,12 @@ def measured(
 ) -> dict[str, list[bool]]:
     """Each column's answers, one a prompt."""
     pairs = load_pack(pack)
-    sets = {"new words": [unsafe for unsafe, _ in with_new_words(pairs.held_out, pairs.pairs)]}
+    held_out = [unsafe for unsafe, _ in pairs.held_out]
+    new = {unsafe for unsafe, _ in with_new_words(pairs.held_out, pairs.pairs)}
+    sets = {
+        "new words": [prompt for prompt in held_out if prompt in new and len(prompt.split()) <= SHORT],
+        "new sentences": [prompt for prompt in held_out if len(prompt.split()) > SHORT],
+    }
     sets |= {name: by_pack.get(pack, by_pack.get("", [])) for name, by_pack in public.items()}
     return {name: opens(encoder, region, prompts) for name, prompts in sets.items()}
 
@@ -100,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                          lambda pack=pack: Trainer(encoder, load_pack(pack), PRESETS["instant"]).run())  # fmt: skip
         found[pack] = measured(encoder, pack, region, public)
         keep(found, file)
-    columns = ["new words", *public]
+    columns = ["new words", "new sentences", *public]
     rows = [["pack", *(f"{name}, % open" for name in columns)]]
     rows += [[pack, *(share(sum(of[name]), len(of[name])) for name in columns)]
              for pack, of in ((pack, found[pack]) for pack in asked.packs)]  # fmt: skip

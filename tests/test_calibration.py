@@ -113,7 +113,7 @@ def test_what_calibrates_is_independent_and_what_checks_is_nowhere_else(most):
         if most == 10**9:  # otherwise some of what they are made of was left out
             twice = [prompt for prompt in of if sum(f", {prompt}, " in f", {one}, " for one in long) > 1]
             assert len(twice) < 0.02 * len(of), "only short ones that others hold, too"
-    assert upper_bound(0, len(sets.calibration)) < (0.0125 if most > 1000 else 0.06)
+    assert upper_bound(0, len(sets.calibration)) < (0.0125 if most > 1000 else 0.07)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """The built-in prompt packs: enough, varied, aligned, and nothing on the wrong side."""
 from __future__ import annotations
 
+import csv
+import os
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +35,9 @@ CONCEPTS = [
     "artist-style", "frightening-for-children", "harassment", "hate", "illegal-activity", "people-stay-clothed",
     "self-harm", "sexual", "shocking", "smoking-and-alcohol", "violence", "weapons",
 ]  # fmt: skip
+WIDE = {"harassment", "hate", "illegal-activity", "self-harm", "sexual", "shocking", "violence", "weapons"}
 ATTRIBUTES = ["age", "gender", "skin-tone"]
+SHORT = 7  # words: longer prompts are sentences, not things by name
 NO_CHILDREN = re.compile(
     r"\b(child\w*|kids?|boys?|girls?|teen\w*|minors?|bab(y|ies)|toddlers?|infants?|pupils?|school\w*|young\w*|"
     r"adolescen\w*|daughters?|sons?|juvenile\w*|petite)\b"
@@ -71,7 +76,8 @@ def test_each_pack_says_what_it_is(name):
 @each_concept
 def test_a_pack_is_large_and_varied(name):
     pack = load_pack(name)
-    assert len(pack.pairs) >= 200 and len(pack.keep) >= 500 and len(pack.held_out) >= 12
+    fewest = (3_000, 1_500, 300) if name in WIDE else (200, 500, 12)
+    assert all(len(found) >= least for found, least in zip((pack.pairs, pack.keep, pack.held_out), fewest))
     lengths = [len(words(unsafe)) for unsafe, _ in pack.pairs]
     tags = sum(unsafe.count(",") >= 2 for unsafe, _ in pack.pairs)
     assert tags >= 0.1 * len(pack.pairs), "tag-style"
@@ -103,10 +109,29 @@ def test_the_sides_differ_in_the_concept_only(name):
 def test_held_out_words_stand_in_no_other_pair(name):
     pack = load_pack(name)
     known = {word for unsafe, _ in pack.pairs for word in words(unsafe)}
+    short = [pair for pair in pack.held_out if len(words(pair[0])) <= SHORT or name not in WIDE]
     for unsafe, safe in pack.held_out:
         own = set(words(unsafe)) - set(words(safe)) - FILLERS
-        assert not own & known if own else set(words(unsafe)) - known, unsafe
-    assert with_new_words(pack.held_out, pack.pairs) == list(pack.held_out)
+        if (unsafe, safe) in short:
+            assert not own & known if own else set(words(unsafe)) - known, unsafe
+        else:  # a sentence has some words of other pairs
+            assert own - known, unsafe
+    assert with_new_words(short, pack.pairs) == short and (name not in WIDE or len(short) >= 150)
+
+
+@pytest.mark.skipif("SAFE_REGION_PROMPTS" not in os.environ, reason="SAFE_REGION_PROMPTS names no folder")
+def test_no_sentence_stands_in_a_public_set():
+    ours = {prompt.lower() for prompt in everyday_prompts()}
+    ours |= {prompt.lower() for name in CONCEPTS for pair in load_pack(name).pairs for prompt in pair}
+    ours |= {prompt.lower() for name in CONCEPTS for prompt in load_pack(name).keep}
+    theirs = set()
+    for file in Path(os.environ["SAFE_REGION_PROMPTS"]).iterdir():
+        if file.suffix == ".csv":
+            with file.open(encoding="utf-8", newline="") as rows:
+                theirs |= {prompt.lower() for row in csv.DictReader(rows) for prompt in row.values()}
+        elif file.suffix == ".txt":
+            theirs |= set(file.read_text(encoding="utf-8").lower().splitlines())
+    assert theirs and not {prompt for prompt in ours & theirs if len(words(prompt)) > 3}
 
 
 @each_concept
@@ -190,7 +215,7 @@ def test_everyday_prompts_about_people_are_not_harmless_to_a_pack_about_people()
     sets = build_sets(load_pack("people-stay-clothed"), 0, 10**9)
     everyday = set(everyday_prompts())
     used = [prompt for prompt in sets.harmless + sets.calibration if prompt in everyday]
-    assert 1000 < len(used) < 1500
+    assert 4000 < len(used) < 7000
     assert not [prompt for prompt in used if {"woman", "man", "she", "his"} & set(words(prompt))]
     assert not {unsafe for unsafe, _ in load_pack("people-stay-clothed").held_out} & set(sets.harmless)
 
@@ -249,7 +274,7 @@ def test_packs_are_listed_with_counts(capsys):
 
 def test_a_region_is_trained_from_a_pack_and_own_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr("comfyui_safe_region.cli.train.backbone", lambda args: ToyBackbone())
-    (tmp_path / "own.txt").write_text("a slingshot => a spoon\n", encoding="ascii")
+    (tmp_path / "own.txt").write_text("a zzweapon => a spoon\n", encoding="ascii")
     out = tmp_path / "region.safetensors"
     main(["train", "--pack", "weapons", "--pairs", str(tmp_path / "own.txt"), "--out", str(out), "--preset", "instant",
           "--prompts", "600"])  # fmt: skip

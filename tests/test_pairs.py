@@ -15,7 +15,7 @@ from comfyui_safe_region.training.pairs import (
     load_pairs,
     parse_pairs,
 )
-from comfyui_safe_region.training.prompts import CROWD_WORDS, build_sets
+from comfyui_safe_region.training.prompts import CROWD_WORDS, USUAL, build_sets, enough
 from region_examples import no_hang
 
 
@@ -183,7 +183,7 @@ def test_missing_file(tmp_path):
 
 def test_everyday_prompts_are_many_and_without_doubles():
     prompts = everyday_prompts()
-    assert len(prompts) >= 2000
+    assert len(prompts) >= 10_000
     assert len({prompt.lower().removeprefix("a ").removeprefix("an ") for prompt in prompts}) == len(prompts)
     assert not any("=>" in p or "{" in p or "|" in p for p in prompts)
 
@@ -196,6 +196,12 @@ def test_who_asks_for_more_prompts_gets_more_of_long_lists():
     assert len({a for a, _ in more.pairs} & {a for a, _ in pairs.pairs}) > 2_000
 
 
+def test_long_lists_of_pairs_get_more_prompts_where_nobody_says_how_many():
+    assert enough(45) == enough(1_000) == USUAL < enough(2_000) < enough(4_000) == enough(20_000)
+    pairs = PromptPairs(tuple((f"a gun {i}", f"a cup {i}") for i in range(3_000)))
+    assert len({a for a, _ in build_sets(pairs, 0).pairs} & {a for a, _ in pairs.pairs}) > 0.6 * 3_000
+
+
 def test_everyday_prompts_that_are_all_kept_by_the_user_are_no_reason_to_stop():
     pairs = PromptPairs(tuple((f"a gun {i}", f"a cup {i}") for i in range(40)), tuple(everyday_prompts()))
     assert build_sets(pairs, 0, 2_000).pairs
@@ -203,7 +209,7 @@ def test_everyday_prompts_that_are_all_kept_by_the_user_are_no_reason_to_stop():
 
 def test_prompts_are_cut_to_what_fits_and_every_list_keeps_some():
     pairs = parse_pairs("a {b|c|d|e|f|g|h|i|j|k} {1|2|3|4|5} => an {l|m|n|o|p|q|r|s|t|u} {1|2|3|4|5}\nkeep: v")
-    everything, few = build_sets(pairs, 0, 10**9), build_sets(pairs, 0, 400)
+    everything, few = build_sets(pairs, 0, USUAL), build_sets(pairs, 0, 400)
 
     def total(sets):
         return sum(map(len, vars(sets).values())) + sum(map(len, (sets.pairs, sets.held_out, sets.crowds)))

@@ -19,8 +19,8 @@ from ..region.files import slug
 from .pairs import PairsError, check_amount, everyday_prompts, expand, lines_of, read_lines
 from .prompts import (
     EVERYDAY_SHARES,
-    MAX_KEEP,
     OWN_SHARES,
+    enough,
     in_a_row,
     in_three,
     vary_harmless,
@@ -185,14 +185,14 @@ def build_shares(pairs: AttributePairs, seed: int, most: int) -> tuple[Share, Sh
     Everyday prompts that name the subject of a row (a profession, say) are left out: what they state is not known.
 
     Args:
-        most: roughly how many prompts may be encoded.
+        most: roughly how many prompts may be encoded; 0: `enough`.
 
     Raises PairsError when there are too few rows to learn from.
     """
     if len(pairs.rows) < FEWEST_ROWS:
         raise PairsError(f"{len(pairs.rows)} rows are too few to learn from: write at least {FEWEST_ROWS}, better 50; "
                          "{a|b} makes many from one line.")  # fmt: skip
-    rng = Random(seed)
+    rng, most = Random(seed), most or enough(0)
 
     def split(items: Sequence, shares: tuple[float, float], limit: int) -> tuple[list, list, list]:
         return in_three(rng.sample(list(items), min(len(items), limit)), shares, rng)
@@ -204,7 +204,7 @@ def build_shares(pairs: AttributePairs, seed: int, most: int) -> tuple[Share, Sh
     rows = split(pairs.rows, (0.15, 0.0), most // (4 + 4 * len(pairs.groups)))
     stated, own = (split(prompts, OWN_SHARES, most // 8) for prompts in (pairs.stated, pairs.keep))
     daily = split([prompt for prompt in everyday if not _words(prompt) & subjects], EVERYDAY_SHARES,
-                  min(most // 4, MAX_KEEP))  # fmt: skip
+                  most // 4)  # fmt: skip
     shares = []
     for i in range(3):
         company = [prompt for prompt in daily[i] if not _words(prompt) & group_words]

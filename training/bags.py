@@ -14,8 +14,8 @@ from ..region.region import Gate
 from ..region.steering import depth
 from . import processes
 
-BAG, LARGE, BAGS_BYTES = 6, 24, 2**25  # tokens of a prompt in its bag at least, and where all bags have room at most
-BAGS = 4_096  # prompts that have one at most
+BAG, LARGE, BAGS_BYTES = 6, 24, 2**26  # tokens of a prompt in its bag at least, and where all bags have room at most
+BAGS = 16_384  # prompts that have one at most
 SLAB = 512  # bags that lie in one piece
 ENOUGH = 16  # tokens of each prompt: where walls see so many, the deepest ones are among them
 

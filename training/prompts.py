@@ -10,9 +10,10 @@ from random import Random
 
 from .pairs import PairsError, PromptPairs, everyday_prompts
 
-# Of pairs and of harmless prompts, without variations, so many are drawn from: enough for a linear map. Where more
-# prompts are asked for than `USUAL`, so many more.
-MAX_PAIRS, MAX_KEEP, USUAL = 1_200, 3_000, 7_000
+USUAL, MOST, EACH_PAIR = 7_000, 20_000, 6  # prompts that are encoded where nobody says how many: more for long lists
+# Of them, without variations: of pairs, of held-out pairs, of harmless prompts, of everyday ones that are drawn from.
+PAIRS_SHARE, HELD_SHARE, KEEP_SHARE, EVERYDAY_SHARE = 0.2, 0.025, 0.45, 0.3
+VARIED_PAIRS, VARIED_KEEP = 1_000, 2_000  # variations at most
 ARTICLES = ("a", "an", "the", "some")
 FILLERS = frozenset(
     "a an the some of in on at with and or to by from for into onto over under behind beside near as is are his her "
@@ -166,7 +167,7 @@ def without_named(
 
     `words`: what they may not name either, in lower case.
     """
-    names = {f" {word} " for word in words}
+    names = set(words)
     for pair in pairs:
         unsafe, safe = (side.lower().replace(",", " ").split() for side in pair)
         while unsafe and safe and unsafe[0] == safe[0]:
@@ -174,9 +175,15 @@ def without_named(
         while unsafe and safe and unsafe[-1] == safe[-1]:
             unsafe, safe = unsafe[:-1], safe[:-1]
         name = " ".join(unsafe[1:] if unsafe and unsafe[0] in ARTICLES else unsafe)
-        names |= {f" {name} ", f" {name}s "} if name else set()
-    spaced = (f" {re.sub(r'[^a-z0-9 ]+', ' ', prompt.lower())} " for prompt in prompts)
-    return [prompt for prompt, text in zip(prompts, spaced) if not any(name in text for name in names)]
+        names |= {name, f"{name}s"} if name else set()
+    longest = max((len(name.split()) for name in names), default=0)
+
+    def names_one(prompt: str) -> bool:
+        said = re.sub(r"[^a-z0-9 ]+", " ", prompt.lower()).split()
+        return any(" ".join(said[begin:end]) in names for begin in range(len(said))
+                   for end in range(begin + 1, min(begin + longest, len(said)) + 1))  # fmt: skip
+
+    return [prompt for prompt in prompts if not names_one(prompt)]
 
 
 def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
@@ -215,24 +222,32 @@ def _at_most(sets: PromptSets, most: int, rng: Random) -> PromptSets:
                          for name, items in vars(sets).items()})  # fmt: skip
 
 
-def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
+def enough(items: int) -> int:
+    """How many prompts are encoded at most for so many pairs or rows, where nobody says."""
+    return min(max(USUAL, EACH_PAIR * items), MOST)
+
+
+def build_sets(pairs: PromptPairs, seed: int, most: int = 0) -> PromptSets:
     """Split and vary the user's pairs and harmless prompts, with the pack's everyday prompts among the harmless.
 
     Args:
-        most: roughly how many prompts the sets may hold together.
+        most: roughly how many prompts the sets may hold together; 0: `enough`.
 
     Raises PairsError when there are too few pairs to learn anything from.
     """
-    rng, more = Random(seed), max(most / USUAL, 1.0)
-    max_pairs, max_keep = int(MAX_PAIRS * more), int(MAX_KEEP * more)
+    rng, most = Random(seed), most or enough(len(pairs.pairs))
+    drawn = max(most, USUAL)  # few prompts are a part of the usual ones
+    max_pairs, max_held, max_keep, max_everyday = (
+        int(share * drawn) for share in (PAIRS_SHARE, HELD_SHARE, KEEP_SHARE, EVERYDAY_SHARE))
     if len(pairs.pairs) < 8:
         raise PairsError(
             f"{len(pairs.pairs)} prompt pairs are too few to learn from: write at least 8, better 50; "
             "{a|b} makes many from one line."
         )
     learn, held_out = _split(list(pairs.pairs), 0.15, rng)
+    learn, held_out = [*learn, *held_out[max_held:]], held_out[:max_held]
     rng.shuffle(learn)
-    learn, held_out = learn[:max_pairs], held_out[: max_pairs // 4]
+    learn = learn[:max_pairs]
     unsafe = {a for a, _ in pairs.pairs}
     safe_learn = list(dict.fromkeys(b for _, b in learn))
     safe_held = [b for b in dict.fromkeys(b for _, b in held_out) if b not in set(safe_learn)]
@@ -241,17 +256,19 @@ def build_sets(pairs: PromptPairs, seed: int, most: int) -> PromptSets:
     apart = pairs.leave_out
     everyday = without_named(everyday_prompts(), [*pairs.pairs, *pairs.held_out], apart)
     everyday = [prompt for prompt in everyday if prompt not in taken.union(own)]
+    everyday = rng.sample(everyday, min(len(everyday), max_everyday))
     own_learn, own_held, own_checked = in_three(own, OWN_SHARES, rng)
     everyday_learn, everyday_held, everyday_checked = in_three(everyday, EVERYDAY_SHARES, rng)
     room = max(max_keep - len(own_learn) - len(safe_learn), 200)
     harmless = [*own_learn, *safe_learn, *everyday_learn[:room]]
     calibration = list(dict.fromkeys([*own_held, *safe_held, *everyday_held[:room]]))
     checked = [*own_checked, *everyday_checked[:room]]
-    learn_varied = vary_pairs(learn, everyday_learn, own_learn + safe_learn, rng)
+    learn_varied = vary_pairs(learn[:VARIED_PAIRS], everyday_learn, own_learn + safe_learn, rng)
+    of_harmless = rng.sample(harmless, min(len(harmless), VARIED_KEEP))
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),
-        list(dict.fromkeys(["", *harmless, *vary_harmless(harmless, rng, apart), *(b for _, b in learn_varied)])),
+        list(dict.fromkeys(["", *harmless, *vary_harmless(of_harmless, rng, apart), *(b for _, b in learn_varied)])),
         calibration,
         in_a_row(rng.sample(calibration, len(calibration))),
         checked,

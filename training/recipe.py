@@ -28,7 +28,7 @@ class Recipe:
     initial: str = "instant"  # where the move starts: instant | difference | zero | lora
     target: str = "pair"  # what the steered prompt should draw: pair | self | both
     budget: float = 0.0125  # share of harmless prompts that the gate may touch, but for one training of twenty
-    prompts: int = 7_000  # that are encoded at most, variations and harmless ones included
+    prompts: int = 0  # that are encoded at most, variations and harmless ones included; 0: more for long lists of pairs
     harden: int = 0  # rounds of a search for unsafe prompts that the gate does not see
 
     def __post_init__(self) -> None:
