@@ -215,7 +215,7 @@ def test_everyday_prompts_about_people_are_not_harmless_to_a_pack_about_people()
     sets = build_sets(load_pack("people-stay-clothed"), 0, 10**9)
     everyday = set(everyday_prompts())
     used = [prompt for prompt in sets.harmless + sets.calibration if prompt in everyday]
-    assert 4000 < len(used) < 7000
+    assert 1000 < len(used) < 1500
     assert not [prompt for prompt in used if {"woman", "man", "she", "his"} & set(words(prompt))]
     assert not {unsafe for unsafe, _ in load_pack("people-stay-clothed").held_out} & set(sets.harmless)
 
