@@ -40,7 +40,7 @@ PAIRS = parse_pairs(
     "a {knife|gun|bomb|axe} {in the park|on a table|at night|by the sea} => "
     "a {cup|flower|cup|flower} {in the park|on a table|at night|by the sea}\n"
 )
-TINY = replace(PRESETS["region"], steps=2, trajectories=4, sampling_steps=2, batch_size=2, rank=4, prompts=300)
+TINY = replace(PRESETS["region"], steps=2, trajectories=4, sampling_steps=2, batch_size=2, rank=4, prompts=500)
 
 
 # --- tiny pipelines ---

@@ -77,7 +77,7 @@ def test_it_opens_on_the_new_words_and_still_on_the_old_ones(first, both):
 
 def test_the_move_learns_the_new_ones_and_keeps_what_it_did(first, both):
     assert share_left(first, OTHERS, "stone") > 0.9
-    assert share_left(both, OTHERS, "stone") < 0.75
+    assert share_left(both, OTHERS, "stone") < 0.85
     assert share_left(both, UNSEEN, "flower") < share_left(first, UNSEEN, "flower") + 0.2
 
 
