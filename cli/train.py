@@ -121,7 +121,7 @@ def train(
     out: Out = None,
     prompts: Annotated[int | None, typer.Option(
         metavar="N", min=1, show_default=False,
-        help="Prompts to learn and calibrate from at most (default: 7000, up to 20000 for long lists): fewer take less "
+        help="Prompts to learn and calibrate from at most (default: 7000, up to 12000 for long lists): fewer take less "
              "time, and the gate errs more. A few hundred are read once more, for trajectories and pictures.")] = None,
     concept: Annotated[str | None, typer.Option(
         show_default=False, help="What the region is about, in a few words (default: the pack's title).")] = None,

@@ -197,9 +197,9 @@ def test_who_asks_for_more_prompts_gets_more_of_long_lists():
 
 
 def test_long_lists_of_pairs_get_more_prompts_where_nobody_says_how_many():
-    assert enough(45) == enough(1_000) == USUAL < enough(2_000) < enough(4_000) == enough(20_000)
+    assert enough(45) == enough(1_000) == USUAL < enough(1_500) < enough(4_000) == enough(20_000)
     pairs = PromptPairs(tuple((f"a gun {i}", f"a cup {i}") for i in range(3_000)))
-    assert len({a for a, _ in build_sets(pairs, 0).pairs} & {a for a, _ in pairs.pairs}) > 0.6 * 3_000
+    assert len({a for a, _ in build_sets(pairs, 0).pairs} & {a for a, _ in pairs.pairs}) > 0.3 * 3_000
 
 
 def test_everyday_prompts_that_are_all_kept_by_the_user_are_no_reason_to_stop():

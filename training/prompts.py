@@ -10,7 +10,7 @@ from random import Random
 
 from .pairs import PairsError, PromptPairs, everyday_prompts
 
-USUAL, MOST, EACH_PAIR = 7_000, 20_000, 6  # prompts that are encoded where nobody says how many: more for long lists
+USUAL, MOST, EACH_PAIR = 7_000, 12_000, 6  # prompts that are encoded where nobody says how many: more for long lists
 # Of them, without variations: of pairs, of held-out pairs, of harmless prompts, of everyday ones that are drawn from.
 PAIRS_SHARE, HELD_SHARE, KEEP_SHARE, EVERYDAY_SHARE = 0.2, 0.025, 0.45, 0.3
 VARIED_PAIRS, VARIED_KEEP = 1_000, 2_000  # variations at most

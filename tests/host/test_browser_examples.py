@@ -122,7 +122,8 @@ def test_an_example_opens_and_runs(comfy_page, page_info, name):
     if (not comfy_page.vue if pictures.FOLDER else
             name in TRAINED_ELSEWHERE or (not comfy_page.vue and name == TWO_CONCEPTS)):  # fmt: skip
         return
-    quick = {} if pictures.FOLDER else QUICK | {"SafeRegionPromptPairs": {"text": PAIRS, "pack": "none"}}  # a picture must be good
+    few = {"SafeRegionPromptPairs": {"text": PAIRS, "pack": "none"}}
+    quick = {} if pictures.FOLDER else QUICK | few  # a picture must be good
     workflow = changed(workflow, page_info, quick)
     comfy_page.load(workflow)
     assert asked(comfy_page.prompt()) == asked(to_api(workflow, page_info)), "the page expands subgraphs otherwise"
