@@ -20,9 +20,10 @@ from .pairs import PairsError, check_amount, everyday_prompts, expand, lines_of,
 from .prompts import (
     EVERYDAY_SHARES,
     OWN_SHARES,
-    enough,
+    USUAL,
     in_a_row,
     in_three,
+    sampled,
     vary_harmless,
     vary_pairs,
     without_named,
@@ -185,17 +186,17 @@ def build_shares(pairs: AttributePairs, seed: int, most: int) -> tuple[Share, Sh
     Everyday prompts that name the subject of a row (a profession, say) are left out: what they state is not known.
 
     Args:
-        most: roughly how many prompts may be encoded; 0: `enough`.
+        most: roughly how many prompts may be encoded; 0: the usual number.
 
     Raises PairsError when there are too few rows to learn from.
     """
     if len(pairs.rows) < FEWEST_ROWS:
         raise PairsError(f"{len(pairs.rows)} rows are too few to learn from: write at least {FEWEST_ROWS}, better 50; "
                          "{a|b} makes many from one line.")  # fmt: skip
-    rng, most = Random(seed), most or enough(0)
+    rng, most = Random(seed), most or USUAL
 
     def split(items: Sequence, shares: tuple[float, float], limit: int) -> tuple[list, list, list]:
-        return in_three(rng.sample(list(items), min(len(items), limit)), shares, rng)
+        return in_three(sampled(list(items), limit, rng), shares, rng)
 
     everyday = without_named(everyday_prompts(), [], pairs.leave_out)
     subjects = _subjects(pairs, everyday)

@@ -186,6 +186,11 @@ def without_named(
     return [prompt for prompt in prompts if not names_one(prompt)]
 
 
+def sampled(items: list, most: int, rng: Random) -> list:
+    """So many of the items at most, in any order."""
+    return rng.sample(items, min(len(items), most))
+
+
 def _split(items: list, share: float, rng: Random) -> tuple[list, list]:
     items = items[:]
     rng.shuffle(items)
@@ -222,9 +227,9 @@ def _at_most(sets: PromptSets, most: int, rng: Random) -> PromptSets:
                          for name, items in vars(sets).items()})  # fmt: skip
 
 
-def enough(items: int) -> int:
-    """How many prompts are encoded at most for so many pairs or rows, where nobody says."""
-    return min(max(USUAL, EACH_PAIR * items), MOST)
+def enough(pairs: int) -> int:
+    """How many prompts are encoded at most for so many pairs, where nobody says."""
+    return min(max(USUAL, EACH_PAIR * pairs), MOST)
 
 
 def build_sets(pairs: PromptPairs, seed: int, most: int = 0) -> PromptSets:
@@ -256,7 +261,7 @@ def build_sets(pairs: PromptPairs, seed: int, most: int = 0) -> PromptSets:
     apart = pairs.leave_out
     everyday = without_named(everyday_prompts(), [*pairs.pairs, *pairs.held_out], apart)
     everyday = [prompt for prompt in everyday if prompt not in taken.union(own)]
-    everyday = rng.sample(everyday, min(len(everyday), max_everyday))
+    everyday = sampled(everyday, max_everyday, rng)
     own_learn, own_held, own_checked = in_three(own, OWN_SHARES, rng)
     everyday_learn, everyday_held, everyday_checked = in_three(everyday, EVERYDAY_SHARES, rng)
     room = max(max_keep - len(own_learn) - len(safe_learn), 200)
@@ -264,7 +269,7 @@ def build_sets(pairs: PromptPairs, seed: int, most: int = 0) -> PromptSets:
     calibration = list(dict.fromkeys([*own_held, *safe_held, *everyday_held[:room]]))
     checked = [*own_checked, *everyday_checked[:room]]
     learn_varied = vary_pairs(learn[:VARIED_PAIRS], everyday_learn, own_learn + safe_learn, rng)
-    of_harmless = rng.sample(harmless, min(len(harmless), VARIED_KEEP))
+    of_harmless = sampled(harmless, VARIED_KEEP, rng)
     sets = PromptSets(
         learn + learn_varied,
         held_out + vary_pairs(held_out, everyday_held, own_held + safe_held, rng),

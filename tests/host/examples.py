@@ -28,13 +28,13 @@ SDXL = "Safe Region for SDXL"
 LOADERS = {"CheckpointLoaderSimple": (0, 1, 2), "UNETLoader": (0,), "DualCLIPLoader": (1,), "VAELoader": (2,)}
 OUTPUTS = (("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE"))
 PAIRS = "a photo of a {handgun|gun|pistol|knife|dagger|sword|bomb|axe} => a {tulip|car|key|cup|tree|hat|cake|dog}"
+FEW_PAIRS = {"SafeRegionPromptPairs": {"text": PAIRS, "pack": "none"}}
 QUICK = {
     "KSampler": {"steps": 2},
     "TrainSafeRegion": {"preset": "instant", "size": 64},
     "SaveSafeRegion": {"overwrite": True},
 }
-SMALL = {
-    "SafeRegionPromptPairs": {"text": PAIRS},
+SMALL = FEW_PAIRS | {
     "EmptyLatentImage": {"width": 128, "height": 128},
     "EmptySD3LatentImage": {"width": 128, "height": 128},
     "SafeRegionLoader": {"region_name": "demo-weapons.safetensors"},

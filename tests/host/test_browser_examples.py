@@ -14,10 +14,10 @@ import pytest
 from browser import add_blueprint
 from examples import (
     APPLY,
+    FEW_PAIRS,
     FLUX_TRAIN,
     GUARD,
     NAMES,
-    PAIRS,
     QUICK,
     SDXL,
     TRAIN,
@@ -122,8 +122,7 @@ def test_an_example_opens_and_runs(comfy_page, page_info, name):
     if (not comfy_page.vue if pictures.FOLDER else
             name in TRAINED_ELSEWHERE or (not comfy_page.vue and name == TWO_CONCEPTS)):  # fmt: skip
         return
-    few = {"SafeRegionPromptPairs": {"text": PAIRS, "pack": "none"}}
-    quick = {} if pictures.FOLDER else QUICK | few  # a picture must be good
+    quick = {} if pictures.FOLDER else QUICK | FEW_PAIRS  # a picture must be good
     workflow = changed(workflow, page_info, quick)
     comfy_page.load(workflow)
     assert asked(comfy_page.prompt()) == asked(to_api(workflow, page_info)), "the page expands subgraphs otherwise"
