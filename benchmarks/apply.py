@@ -71,13 +71,14 @@ def conditioning(family: Family, device: str) -> list[list]:
 
 
 def example_region(entry: list) -> Region:
-    """As large as a learned one: 4 walls and a scope, rank 16 in every block, one constant start token."""
+    """As large as a learned one: 4 walls that see the average, and a scope, rank 16 in every block, one constant start token."""
 
     def spread(width: int) -> dict[str, Tensor]:
         return {"mean": torch.randn(width), "scale": torch.rand(width) + 0.5}
 
     width = entry[0].shape[-1]
-    gate = Gate(torch.randn(WALLS, width), torch.zeros(WALLS), ramp=torch.tensor(1.0), **spread(width))
+    gate = Gate(torch.randn(WALLS, width), torch.zeros(WALLS), ramp=torch.tensor(1.0), **spread(width),
+                context=torch.randn(WALLS, width))  # fmt: skip
     moves = {}
     for block, tensor in text_blocks(entry).items():
         size = tensor.shape[-1]

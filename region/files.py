@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,11 @@ _BLOCK = re.compile(r"[a-z0-9_]{1,64}")
 
 # Expected shapes: letters are sizes that must agree within a block.
 _SHAPES: dict[str, dict[str, str]] = {
-    "gate": {"weight": "kD", "bias": "k", "mean": "D", "scale": "D", "ramp": ""},
+    "gate": {"weight": "kD", "bias": "k", "mean": "D", "scale": "D", "ramp": "", "context": "kD"},
     "move": {"down": "rD", "up": "Dr", "mean": "D", "scale": "D", "offset": "D", "profile": "P", "direction": "D"},
     "scope": {"square": "kD", "linear": "kD", "scale": "D", "low": "bk", "high": "bk"},
 }
-_WHOLE = {"gate": Gate, "scope": Scope}  # of these, every tensor must be there
+_WHOLE = {"gate": Gate, "scope": Scope}  # of these, every tensor must be there that has no default
 _TOGETHER = ({"down", "up", "mean", "scale"}, {"profile", "direction"})
 
 
@@ -299,11 +299,11 @@ def _check_scope(where: str, scope: Scope) -> None:
 
 def _check_gate(where: str, gate: Gate) -> None:
     """That walls can be computed for any token that a model takes, and that some token could open the gate fully."""
-    folded = gate.weight / gate.scale
-    beyond = folded.abs() @ (gate.mean.abs() + LARGEST) + gate.bias.abs()
+    size = gate.weight.abs() if gate.context is None else gate.weight.abs() + gate.context.abs()
+    beyond = (size / gate.scale) @ (gate.mean.abs() + LARGEST) + gate.bias.abs()
     if not torch.isfinite(beyond / gate.ramp).all():
         raise RegionError(f"'{where}' has numbers so large, or scales so small, that nothing can be computed with them")
-    deepest = gate.weight.abs().sum(-1) * FAR - gate.bias
+    deepest = size.sum(-1) * FAR - gate.bias
     if (deepest < gate.ramp).all():
         raise RegionError(f"'{where}' can never open: its walls lie beyond everything that a text encoder writes")
 
@@ -327,7 +327,7 @@ def _check_record(
     where: str, kind: str, found: dict[str, Tensor], width: int, widths: dict[str, int], block: str
 ) -> None:
     """One gate or move: the right tensors together, sizes that agree, positive scales."""
-    if kind in _WHOLE and (missing := {f.name for f in fields(_WHOLE[kind])} - set(found)):
+    if kind in _WHOLE and (missing := {f.name for f in fields(_WHOLE[kind]) if f.default is MISSING} - set(found)):
         missing = ", ".join(sorted(missing))
         raise RegionError(f"'{where}' lacks {missing}")
     if kind == "move":

@@ -98,8 +98,9 @@ def _depths(
             first += len(gate.bias)
             continue
         tokens, walls = as_tokens(blocks[block]), len(gate.bias)
-        counts = judged(tokens, part.constant.get(block), masks.get(block))[..., None]
-        beyond = _by_position(torch.where(counts, depth(tokens, gate) / gate.ramp, -torch.inf), blocks[block])
+        counts = judged(tokens, part.constant.get(block), masks.get(block))
+        ramps = depth(tokens, gate, counts) / gate.ramp
+        beyond = _by_position(torch.where(counts[..., None], ramps, -torch.inf), blocks[block])
         found.setdefault(key_of(block), []).append((beyond, first + torch.arange(beyond.shape[-1]) % walls))
         first += walls
     depths, nearest = {}, {}

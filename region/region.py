@@ -38,9 +38,10 @@ class _Tensors:
 
 @dataclass(frozen=True, eq=False)
 class Gate(_Tensors):
-    """k walls of the region, in normalised coordinates: `depth(e) = weight (e - mean) / scale - bias`.
+    """k walls of the region, in normalised coordinates: `depth(e) = weight u + context u_mean - bias`.
 
-    Depth is how far a token lies beyond a wall; a prompt is inside when no token is beyond any.
+    u = (e - mean) / scale of a token, u_mean its average over the prompt's tokens. Depth is how far a token lies beyond
+    a wall, in the company of the others; a prompt is inside when no token is beyond any.
     """
 
     weight: Tensor  # [k, D]
@@ -48,6 +49,7 @@ class Gate(_Tensors):
     mean: Tensor  # [D]
     scale: Tensor  # [D], positive
     ramp: Tensor  # [], depth at which the gate is fully open
+    context: Tensor | None = None  # [k, D]; older regions judge each token by itself
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,18 @@ EDGE = 0.02  # of a scope's unit: how far beyond it text is clearly outside
 ROUNDS = 2  # of steering again what other parts undid
 
 
-def depth(tokens: Tensor, gate: Gate) -> Tensor:
-    """How far each token [..., D] lies beyond each wall: [..., k], positive outside. In the gate's float32."""
-    weight = gate.weight / gate.scale
-    return tokens.to(weight.dtype) @ weight.T - (gate.bias + weight @ gate.mean)
+def depth(tokens: Tensor, gate: Gate, counts: Tensor) -> Tensor:
+    """How far each token [..., T, D] lies beyond each wall: [..., T, k], positive outside. In the gate's float32.
+
+    `counts` [..., T]: the tokens that a prompt's average is taken over.
+    """
+    walls = (gate.weight if gate.context is None else torch.cat([gate.weight, gate.context])) / gate.scale
+    found = tokens.to(walls.dtype) @ walls.T - walls @ gate.mean
+    if gate.context is None:
+        return found - gate.bias
+    own, context = found.chunk(2, -1)
+    number = counts.sum(-1)[..., None, None].clamp(min=1)
+    return own + torch.where(counts[..., None], context, 0.0).sum(-2, keepdim=True) / number - gate.bias
 
 
 def displacement(tokens: Tensor, move: Move) -> Tensor:
@@ -86,7 +94,8 @@ def _worst_depths(blocks: Mapping[str, Tensor], part: Part, masks: Mapping[str, 
             continue
         tokens = as_tokens(blocks[block])
         counts = judged(tokens, part.constant.get(block), (masks or {}).get(block))
-        beyond = depth(tokens, gate).amax(-1).nan_to_num(nan=torch.inf)  # of a finite token: numbers beyond all bounds
+        # NaN of a finite token: numbers beyond all bounds
+        beyond = depth(tokens, gate, counts).amax(-1).nan_to_num(nan=torch.inf)
         worst[block] = _deepest(torch.where(counts, beyond, -torch.inf))
     return worst
 

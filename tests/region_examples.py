@@ -35,6 +35,7 @@ def example_gate(width: int, seed: int = 0, walls: int = 3, bias: float = 0.0, r
     return Gate(
         weight=torch.randn(walls, width, generator=draw), bias=torch.full((walls,), bias),
         mean=torch.randn(width, generator=draw), scale=torch.rand(width, generator=draw) + 0.5, ramp=torch.tensor(ramp),
+        context=torch.randn(walls, width, generator=draw),
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_it_opens_on_the_new_words_and_still_on_the_old_ones(first, both):
     assert not any(opens(both, Bilingual(), HARMLESS))
     old, new = ([f"a {start}{i:03} in the hall" for i in range(60)] for start in ("zz", "yy"))
     assert sum(opens(both, Bilingual(), old)) >= sum(opens(first, Bilingual(), old))
-    assert sum(opens(both, Bilingual(), new)) > 30 > 10 > sum(opens(first, Bilingual(), new))
+    assert sum(opens(both, Bilingual(), new)) > 25 > 10 > sum(opens(first, Bilingual(), new))
     walls = [len(region.parts[0].gates["cross_attn"].bias) for region in (first, both)]
     assert walls == [4, 8]
 

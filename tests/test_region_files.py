@@ -324,7 +324,9 @@ def test_what_is_wrong_with_a_tensor_is_said(damaged, words):
         ({"gate__ramp": torch.tensor(3e38)}, "'w.cross_attn.gate' can never open"),
         ({"gate__ramp": torch.tensor(1e9)}, "can never open"),
         ({"gate__bias": torch.full((3,), 1e9)}, "can never open"),
-        ({"gate__weight": torch.zeros(3, 6), "gate__bias": torch.zeros(3)}, "can never open"),
+        ({"gate__weight": torch.zeros(3, 6), "gate__context": torch.zeros(3, 6), "gate__bias": torch.zeros(3)},
+         "can never open"),
+        ({"gate__context": torch.full((3, 6), 1e38)}, "nothing can be computed"),
         ({"move__scale": torch.full((6,), 1e-37)}, "'w.cross_attn.move' shifts tokens out of all proportion"),
         ({"move__down": torch.full((2, 6), 1e38)}, "out of all proportion"),
         ({"move__up": torch.full((6, 2), 1e30)}, "out of all proportion"),
@@ -344,7 +346,7 @@ def test_walls_at_the_limits_can_be_computed():
         kept = changed(gate__scale=torch.full((6,), scale), gate__ramp=torch.tensor(ramp))
         (part,) = region_from_bytes(kept).parts
         for tokens in (torch.full((1, 2, 6), 65_504.0), torch.full((1, 2, 6), -65_504.0), torch.randn(1, 2, 6)):
-            assert depth(tokens, part.gates["cross_attn"]).isfinite().all()
+            assert depth(tokens, part.gates["cross_attn"], torch.ones(1, 2, dtype=torch.bool)).isfinite().all()
 
 
 # Damage

@@ -38,7 +38,9 @@ def expected(tokens: torch.Tensor, part: Part, strength: float) -> tuple[torch.T
     e = tokens.double()
     g = {name: tensor.double() for name, tensor in gate.tensors().items()}
     m = {name: tensor.double() for name, tensor in move.tensors().items()}
-    depths = torch.stack([(g["weight"] * (token - g["mean"]) / g["scale"]).sum(-1) - g["bias"] for token in e])
+    averaged = torch.stack([(g["context"] * (token - g["mean"]) / g["scale"]).sum(-1) for token in e]).mean(0)
+    depths = torch.stack([(g["weight"] * (token - g["mean"]) / g["scale"]).sum(-1) + averaged - g["bias"]
+                          for token in e])  # fmt: skip
     opened = (depths.max() / g["ramp"]).clamp(0, 1)
     rows = []
     for position, token in enumerate(e):
@@ -217,6 +219,18 @@ def test_tokens_that_do_not_count_neither_open_the_gate_nor_move(dtype, position
     if kind != "zero":  # the same token opens the gate where it counts
         counted = steer(cross(tokens.nan_to_num(9.0)), [wall_part(-1.0)])["cross_attn"]
         assert not same_bits(counted[0], tokens.nan_to_num(9.0)[0])
+
+
+def test_padding_and_constant_tokens_are_in_no_average():
+    gate = replace(example_gate(4, walls=2), context=torch.randn(2, 4, generator=torch.Generator().manual_seed(1)))
+    tokens = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
+    constant = torch.full((1, 4), 3.0)
+    part = Part("a", {"cross_attn": example_move(4)}, {"cross_attn": gate}, {"cross_attn": constant})
+    padded = torch.cat([constant.expand(2, 1, 4), tokens, torch.zeros(2, 3, 4), torch.full((2, 1, 4), 8.0)], 1)
+    mask = torch.tensor([[1] * 9 + [0]] * 2)
+    torch.testing.assert_close(worst_depth(cross(padded), part, cross(mask)), worst_depth(cross(tokens), part))
+    alone = replace(part, gates={"cross_attn": replace(gate, context=None)})
+    assert not torch.allclose(worst_depth(cross(tokens), part), worst_depth(cross(tokens), alone))
 
 
 def test_a_prompt_of_padding_only_stays():

@@ -15,7 +15,7 @@ from comfyui_safe_region.training.gate import Gate, depth, joined, widened
 from comfyui_safe_region.training.pairs import everyday_prompts, parse_pairs
 from comfyui_safe_region.training.text_states import GATED_LAYERS, Source, sources_of
 from comfyui_safe_region.training.trainer import Trainer
-from comfyui_safe_region.training.walls import separating
+from comfyui_safe_region.training.walls import CONTEXTS, best_of, separating
 from toy_model import WIDTH, ToyBackbone, word_vectors
 
 INSTANT = replace(SHORT, steps=0, prompts=4000)
@@ -80,7 +80,7 @@ MODELS = {
 @pytest.fixture(scope="module", params=MODELS, ids=lambda kind: kind.__name__)
 def learned(request):
     backbone = request.param()
-    recipe = replace(INSTANT, prompts=2000) if request.param is SideBySide else INSTANT
+    recipe = replace(INSTANT, prompts=3000) if request.param is SideBySide else INSTANT
     return backbone, Trainer(backbone, MANY, recipe, "bad things").run(), MODELS[request.param]
 
 
@@ -139,6 +139,39 @@ def test_a_text_that_says_nothing_costs_the_others_nothing():
     assert separating(like, held) == [0], "with enough prompts to be sure, it gets no walls at all"
     assert separating(like, held[:, :10]) == [0, 1]
     assert all(opened(noisy, Noisy().encode(UNSEEN))) and not any(opened(noisy, Noisy().encode(HARMLESS)))
+
+
+class Smeared(Reader):
+    """What tells unsafe prompts lies in all of their tokens, a little in each, below what else they say."""
+
+    def encode_two(self, first: str, second: str):
+        noise = torch.randn(24, WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(first.encode())))
+        noise[:, 0] += 1.2 * any(word.startswith("zz") for word in first.split())
+        return [noise[None], {}]
+
+
+def test_walls_see_the_average_where_single_tokens_do_not_tell(monkeypatch):
+    def run(contexts: tuple[float, ...]):
+        monkeypatch.setattr(Trainer, "contexts", contexts)
+        region = Trainer(Smeared(), MANY, INSTANT, "bad things").run()
+        return region.parts[0].gates["cross_attn"], sum(opened(region, Smeared().encode(UNSEEN)))
+
+    (alone, few), (seeing, many) = run(CONTEXTS[:1]), run(CONTEXTS)
+    assert alone.context is None and seeing.context is not None
+    assert many > 0.6 * len(UNSEEN) > 2 * few
+
+
+def test_the_simplest_walls_are_taken_where_they_are_good_enough():
+    like = torch.linspace(-2, -1, 100).expand(2, -1)
+
+    def depths(*shares: float) -> torch.Tensor:  # so many of 100 unsafe prompts lie deeper than all harmless ones
+        return torch.stack([torch.where(torch.arange(100) < 100 * share, 1.0, -3.0) for share in shares])
+
+    assert best_of(like, depths(0.95, 1.0)) == 0
+    assert best_of(like, depths(0.6, 0.7)) == 1
+    assert best_of(like, depths(0.6, 0.58)) == 1, "no worse, as far as can be told"
+    assert best_of(like, depths(0.6, 0.5)) == 0
+    assert best_of(like[:, :0], depths(0.6, 0.7)) == best_of(like, torch.zeros(2, 0)) == 0
 
 
 def test_text_that_only_some_prompts_have_is_judged_where_it_is():
@@ -210,9 +243,11 @@ def test_what_is_the_same_in_every_prompt_or_in_too_few_is_no_text():
 def test_walls_in_some_features_do_not_look_at_the_others():
     generator = torch.Generator().manual_seed(1)
     gates = [Gate(torch.randn(3, 4, generator=generator), torch.randn(3, generator=generator),
-                  torch.randn(4, generator=generator), torch.rand(4, generator=generator) + 0.5, torch.tensor(0.1))
-             for _ in range(2)]  # fmt: skip
-    tokens = torch.randn(20, 9, generator=generator)
+                  torch.randn(4, generator=generator), torch.rand(4, generator=generator) + 0.5, torch.tensor(0.1),
+                  context)
+             for context in (None, torch.randn(3, 4, generator=generator))]  # fmt: skip
+    tokens, counts = torch.randn(20, 9, generator=generator), torch.arange(20) > 4
     whole = joined([widened(gates[0], 0, 9), widened(gates[1], 5, 9)])
-    expected = torch.cat([depth(tokens[:, :4], gates[0]), depth(tokens[:, 5:], gates[1])], -1)
-    torch.testing.assert_close(depth(tokens, whole), expected, atol=1e-4, rtol=1e-4)
+    expected = torch.cat([depth(tokens[:, :4], gates[0], counts), depth(tokens[:, 5:], gates[1], counts)], -1)
+    torch.testing.assert_close(depth(tokens, whole, counts), expected, atol=1e-4, rtol=1e-4)
+    assert joined([gates[0], gates[0]]).context is None  # as older regions have it

@@ -117,16 +117,19 @@ def test_fewer_tokens_are_kept_where_texts_are_wide_or_prompts_many():
 
 def test_bags_of_a_batch_that_is_read_again_take_the_place_of_older_ones():
     def bags(value: float, count: int, size: int = 3) -> Bags:
-        return Bags(torch.full((count, size, WIDTH), value).half(), torch.ones(count, size, dtype=torch.bool))
+        return Bags(torch.full((count, size, WIDTH), value).half(), torch.ones(count, size, dtype=torch.bool),
+                    torch.full((count, WIDTH), value).half())  # fmt: skip
 
     kept = Collected()
     for number in (1, 0):  # in whichever order
         kept.add(number, bags(number, 4, 3 + number))
     assert kept.all().tokens[:, 0, 0].tolist() == [0.0] * 4 + [1.0] * 4
     assert kept.all().counts.sum(1).tolist() == [3] * 4 + [4] * 4
+    assert kept.all().averages[:, 0].tolist() == [0.0] * 4 + [1.0] * 4
     kept.add(1, bags(5, 2, 2))
     kept.add(7, bags(7, 1))
     assert kept.all().tokens[:, 0, 0].tolist() == [0.0] * 4 + [1.0] * 2 + [5.0] * 2 + [7.0]
+    assert kept.all().averages[:, 0].tolist() == [0.0] * 4 + [1.0] * 2 + [5.0] * 2 + [7.0]
     assert kept.all().counts.sum(1).tolist() == [3] * 4 + [4] * 2 + [2] * 2 + [3]
 
 

@@ -271,7 +271,7 @@ class AttributeTrainer(Learner):
         self._open.run(round(until * GATE_STEPS), visit)
         for fit in self._told:
             fit.run(round(until * STATED_STEPS), visit_stated)
-        self._gate, self._stated_gate = self._open.walls.gate, joined([fit.walls.gate for fit in self._told])
+        self._gate, self._stated_gate = self._open.walls[0].gate, joined([fit.walls[0].gate for fit in self._told])
 
     def _both(self, states: dict[str, Tensor]) -> Tensor:
         """How deep stacked prompts lie beyond the walls of either gate: [2, N]."""
@@ -304,7 +304,7 @@ class AttributeTrainer(Learner):
         found, budget = self._depth, self.recipe.budget
         sets = {"unsafe": found["learned"], "calibration": found["plain"], "long": found["long"],
                 "held_unsafe": found["rows"], "like": found["plain"]}  # fmt: skip
-        gates, card, _ = calibrated([self._open.walls], [], {name: some[:1] for name, some in sets.items()}, budget)
+        gates, card, _ = calibrated(self._open.walls, [], {name: some[:1] for name, some in sets.items()}, budget)
         gate = gates[self._gated]
         raised = gate.bias[0] - self._gate.bias[0]
         # a row is one prompt, whatever its groups and its variation are

@@ -22,13 +22,18 @@ ENOUGH = 16  # tokens of each prompt: where walls see so many, the deepest ones 
 
 @dataclass(frozen=True)
 class Bags:
-    """Tokens of prompts, normalised [N, K, D], and which of them count [N, K]."""
+    """Tokens of prompts, normalised [N, K, D], which of them count [N, K], and the averages of all that do [N, D]."""
 
-    tokens: Tensor  # in half precision: many are kept
+    tokens: Tensor  # in half precision, as the averages: many are kept
     counts: Tensor
+    averages: Tensor
+
+    def rows(self, rows: slice | Tensor) -> Bags:
+        """Some of them."""
+        return Bags(self.tokens[rows], self.counts[rows], self.averages[rows])
 
 
-NONE = Bags(torch.zeros(0, 0, 0), torch.zeros(0, 0))
+NONE = Bags(torch.zeros(0, 0, 0), torch.zeros(0, 0), torch.zeros(0, 0))
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Room:
 def room_for(prompts: int, width: int) -> Room:
     """For so many prompts, if all of their texts together have so many features."""
     kept = min(max(prompts, 1), BAGS)
-    return Room(min(max(BAGS_BYTES // (2 * width * kept), BAG), LARGE), kept / max(prompts, 1))
+    return Room(min(max(BAGS_BYTES // (2 * width * kept) - 1, BAG), LARGE), kept / max(prompts, 1))
 
 
 def bags_of(tokens: Tensor, counts: Tensor, gate: Gate, generator: Generator, size: int = BAG) -> Bags:
@@ -53,21 +58,28 @@ def bags_of(tokens: Tensor, counts: Tensor, gate: Gate, generator: Generator, si
         counts: tokens that count [N, T].
         size: of a bag.
     """
+    averages = average(tokens, counts, gate)
     if size < tokens.shape[1]:
         drawn = torch.rand(counts.shape, generator=generator).masked_fill(~counts, -1.0)
-        order = depth(tokens, gate).amax(-1).masked_fill(~counts, -torch.inf)
+        order = depth(tokens, gate, counts).amax(-1).masked_fill(~counts, -torch.inf)
         deepest = order.topk(size - size // 3).indices
         others = drawn.scatter(1, deepest, -2.0).topk(size // 3).indices
         chosen = torch.cat([deepest, others], 1)
         tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
         counts = counts.gather(1, chosen)
     normalised = ((tokens.float() - gate.mean) / gate.scale).masked_fill(~counts[..., None], 0.0)
-    return Bags(normalised.half(), counts)
+    return Bags(normalised.half(), counts, averages.half())
+
+
+def average(tokens: Tensor, counts: Tensor, gate: Gate) -> Tensor:
+    """Of each prompt's tokens [N, T, D] that count, in the gate's coordinates: [N, D]."""
+    total = torch.where(counts[..., None], (tokens.float() - gate.mean) / gate.scale, 0.0).sum(1)
+    return total / counts.sum(1, keepdim=True).clamp(min=1)
 
 
 def hardest(tokens: Tensor, counts: Tensor, gate: Gate, unsafe: bool, share: float) -> Tensor:
     """Which of the prompts [N, T, D] the walls are most wrong about: so large a share of them."""
-    depths = depth(tokens, gate).amax(-1).masked_fill(~counts, -torch.inf).amax(-1)
+    depths = depth(tokens, gate, counts).amax(-1).masked_fill(~counts, -torch.inf).amax(-1)
     wrong = (-depths if unsafe else depths).masked_fill(~counts.any(1), -torch.inf)
     return wrong.topk(math.ceil(share * len(wrong))).indices
 
@@ -76,7 +88,8 @@ def all_bags(found: Sequence[Bags]) -> Bags:
     """Bags of several sizes as one."""
     most = max(bags.tokens.shape[1] for bags in found)
     return Bags(torch.cat([F.pad(bags.tokens, (0, 0, 0, most - bags.tokens.shape[1])) for bags in found]),
-                torch.cat([F.pad(bags.counts, (0, most - bags.counts.shape[1])) for bags in found]))  # fmt: skip
+                torch.cat([F.pad(bags.counts, (0, most - bags.counts.shape[1])) for bags in found]),
+                torch.cat([bags.averages for bags in found]))  # fmt: skip
 
 
 class Collected:
@@ -101,12 +114,13 @@ class Collected:
         count, size = bags.counts.shape
         if self._slab.counts.shape[1] != size or self._taken + count > len(self._slab.counts):
             rows = max(count, SLAB)
-            self._slab = Bags(bags.tokens.new_empty(rows, *bags.tokens.shape[1:]), bags.counts.new_empty(rows, size))
+            self._slab = Bags(*(tensor.new_empty(rows, *tensor.shape[1:])
+                                for tensor in (bags.tokens, bags.counts, bags.averages)))  # fmt: skip
             self._taken = 0
         place = slice(self._taken, self._taken + count)
         self._taken += count
-        self._slab.tokens[place], self._slab.counts[place] = bags.tokens, bags.counts
-        return Bags(self._slab.tokens[place], self._slab.counts[place])
+        _written(self._slab, place, bags)
+        return self._slab.rows(place)
 
     def all(self) -> Bags:
         """What all processes have collected by now, in the order of the batches."""
@@ -132,3 +146,4 @@ def _written(into: Bags, rows: slice, bags: Bags) -> None:
     into.tokens[rows, :size] = bags.tokens
     into.counts[rows] = False
     into.counts[rows, :size] = bags.counts
+    into.averages[rows] = bags.averages

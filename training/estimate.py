@@ -41,8 +41,9 @@ def run_seconds(learner: Learner) -> float:
             generator = torch.Generator().manual_seed(0)
             start = first_walls(tokens, tokens, tokens, None, generator)
             bags = bags_of(tokens, judged_all(tokens, None), start, generator)
-            tried = _seconds(lambda: WallFit(start, generator).run(bags, bags, GATE_TRIED))  # noqa: B023
-            total += steps * tried / GATE_TRIED
+            for context in learner.contexts:
+                tried = _seconds(lambda: WallFit(start, generator, context=context).run(bags, bags, GATE_TRIED))  # noqa: B023
+                total += steps * tried / GATE_TRIED
     if work := sum(costs(learner.stages, processes()).values()):
         count = backbone.fits(recipe.batch_size)
         sigma = backbone.sigmas(recipe.sampling_steps)[0]

@@ -31,6 +31,7 @@ TOLD_EVERY = 20  # steps: how often those who watch are told of the walls
 SPARE = 0.25  # of the gap between harmless and unsafe prompts goes to the harmless ones
 RISK = 0.05  # of a bound: the chance that the true share lies above it
 PENALTY = 1e-3
+ACROSS = ("weight", "context", "mean")  # what of a gate is 0 at features that it does not look at
 RAMP = 0.02  # of the typical depth of unsafe prompts: a prompt that is outside at all goes nearly all the way
 
 
@@ -67,7 +68,8 @@ def judged_all(tokens: Tensor, constant: Tensor | None) -> Tensor:
 def prompt_depths(tokens: Tensor, gate: Gate, constant: Tensor | None, counts: Tensor | None = None) -> Tensor:
     """The largest depth of each prompt [N, T, D]: [N]. `counts` [N, T]: the tokens that count, if that is known."""
     counts = judged_all(tokens, constant) if counts is None else counts
-    beyond = torch.cat([depth(chunk, gate).amax(-1) for chunk in tokens.split(CHUNK)])
+    beyond = torch.cat([depth(chunk, gate, counted).amax(-1)
+                        for chunk, counted in zip(tokens.split(CHUNK), counts.split(CHUNK))])  # fmt: skip
     return beyond.masked_fill(~counts, -torch.inf).amax(-1)
 
 
@@ -117,21 +119,31 @@ def _soft_worst(beyond: Tensor, counts: Tensor, temperature: float) -> Tensor:
 class WallFit:
     """k walls as they are fitted, some steps at a time, to bags that may be renewed between."""
 
-    def __init__(self, start: Gate, generator: torch.Generator, steps: int = STEPS) -> None:
-        """`steps`: all of them."""
-        self.start, self.steps, self.done, self.generator = start, steps, 0, generator
-        self.weight, self.bias = (tensor.clone().requires_grad_(True) for tensor in (start.weight, start.bias))
-        self._optimizer = torch.optim.Adam([self.weight, self.bias], lr=0.1 / math.sqrt(start.weight.shape[-1]))
+    def __init__(self, start: Gate, generator: torch.Generator, steps: int = STEPS, context: float = 0.0) -> None:
+        """Args:
+            steps: all of them.
+            context: how fast they learn from a prompt's average, beside its tokens; 0: not at all.
+        """  # fmt: skip
+        self.start, self.steps, self.done, self.generator, self.context = start, steps, 0, generator, context
+        first = (start.weight.clone(), torch.zeros_like(start.weight), start.bias.clone())
+        self._weight, self._context, self._bias = self._learned = [tensor.requires_grad_(True) for tensor in first]
+        self._optimizer = torch.optim.Adam(self._learned, lr=0.1 / math.sqrt(start.weight.shape[-1]))
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, steps)
 
     @property
     def gate(self) -> Gate:
         """The walls as they stand."""
-        return replace(self.start, weight=self.weight.detach().clone(), bias=self.bias.detach().clone())
+        weight, context, bias = (tensor.detach().clone() for tensor in self._learned)
+        return replace(self.start, weight=weight, context=self.context * context if self.context else None, bias=bias)
+
+    def _beyond(self, bags: Bags) -> Tensor:
+        """How far each token in each bag lies beyond each wall: [N, K, k]."""
+        averages = self.context * bags.averages.float() @ self._context.T
+        return bags.tokens.float() @ self._weight.T + (averages - self._bias)[:, None]
 
     def _depths(self, bags: Bags) -> Tensor:
         """The largest depth in each bag: [N]."""
-        found = [(tokens.float() @ self.weight.T - self.bias).amax(-1) for tokens in bags.tokens.split(1024)]
+        found = [self._beyond(bags.rows(slice(i, i + 1024))).amax(-1) for i in range(0, len(bags.counts), 1024)]
         return torch.cat(found).masked_fill(~bags.counts, -torch.inf).amax(-1)
 
     def run(
@@ -142,17 +154,17 @@ class WallFit:
         can_teach = [bags.counts.any(1).float() for bags in both]  # some prompts may have no such text
         chances, begin = list(can_teach), self.done
         for step in range(begin, until):
-            if step % REVIEW == REVIEW - 1 or (step == begin and begin):  # what comes near the walls is seen more often
+            if step and (step % REVIEW == 0 or step == begin):  # what comes near the walls is seen more often
                 with torch.no_grad():
                     chances[1] = (F.relu(1 + self._depths(harmless)) + 0.1) * can_teach[1]
             temperature = 0.02 ** (step / self.steps)
             worst = []
             for bags, weights in zip(both, chances):
                 rows = torch.multinomial(weights, DRAWN, replacement=True, generator=self.generator)
-                beyond = bags.tokens[rows].float() @ self.weight.T - self.bias
-                worst.append(_soft_worst(beyond, bags.counts[rows], temperature))
+                drawn = bags.rows(rows)
+                worst.append(_soft_worst(self._beyond(drawn), drawn.counts, temperature))
             loss = F.relu(1 - worst[0]).square().mean() + F.relu(1 + worst[1]).square().mean()
-            total = loss + PENALTY * self.weight.square().sum()
+            total = loss + PENALTY * (self._weight.square().sum() + self._context.square().sum())
             self._optimizer.zero_grad()
             total.backward()
             self._optimizer.step()
@@ -165,16 +177,24 @@ class WallFit:
 def widened(gate: Gate, begin: int, width: int) -> Gate:
     """The gate of some features, from `begin` on, as one of a block of that width that does not look at the others."""
     around = (begin, width - begin - len(gate.mean))
-    weight, mean = (F.pad(tensor, around) for tensor in (gate.weight, gate.mean))
-    return replace(gate, weight=weight, mean=mean, scale=F.pad(gate.scale, around, value=1.0))
+    wider = {name: F.pad(tensor, around) for name, tensor in gate.tensors().items() if name in ACROSS}
+    return replace(gate, **wider, scale=F.pad(gate.scale, around, value=1.0))
 
 
 def joined(gates: Sequence[Gate]) -> Gate:
     """One gate with the walls of all, in the coordinates of the first."""
-    first, *others = gates
-    weights = [gate.weight * (first.scale / gate.scale) for gate in others]
-    biases = [gate.bias + (gate.weight / gate.scale) @ (gate.mean - first.mean) for gate in others]
-    return replace(first, weight=torch.cat([first.weight, *weights]), bias=torch.cat([first.bias, *biases]))
+    first, contexts = gates[0], [seen_context(gate) for gate in gates]
+    weights, averaged = (torch.cat([walls * (first.scale / gate.scale) for gate, walls in zip(gates, several)])
+                         for several in ([gate.weight for gate in gates], contexts))  # fmt: skip
+    biases = [gate.bias + ((gate.weight + context) / gate.scale) @ (gate.mean - first.mean)
+              for gate, context in zip(gates, contexts)]  # fmt: skip
+    known = None if all(gate.context is None for gate in gates) else averaged
+    return replace(first, weight=weights, context=known, bias=torch.cat(biases))
+
+
+def seen_context(gate: Gate) -> Tensor:
+    """The gate's weights [k, D] of a prompt's average; 0 for walls that judge each token by itself."""
+    return torch.zeros_like(gate.weight) if gate.context is None else gate.context
 
 
 # --- calibration ---

@@ -35,7 +35,7 @@ from .recipe import REPORT_STEPS, Recipe
 from .stages import Stage, costs, planned_steps
 from .stream import Batch, batch_size, batches, read, read_whole
 from .text_states import Source, cut, possible_sources, same_length, stacked, text_bytes
-from .walls import SourceFit
+from .walls import CONTEXTS, SourceFit
 
 SAMPLE, FEWEST, SETS = 256, 16, 4  # prompts in the sample of a set, and about so many sets
 SHOWN = 64  # prompts of a kind in the picture of how deep they lie
@@ -97,6 +97,7 @@ class Learner:
     """
 
     kinds: ClassVar[tuple[str, str]] = ("harmless", "unsafe")  # prompts that should be inside, and outside
+    contexts: ClassVar[Sequence[float]] = CONTEXTS[:1]  # what there are walls to choose from with, see `WallFit`
 
     def __init__(self, backbone: Backbone, recipe: Recipe | None, concept: str, gap: str) -> None:
         """`gap`: what the losses of the presets that ask the model are, for people.
@@ -197,7 +198,7 @@ class Learner:
         widths = self._block_widths.values()
         moments = [moments_bytes(width, len(self.targets)) for width in widths]
         kept = min(sum(moments), max(MOMENTS_BYTES, max(moments)))
-        bags = 2 * self.text_width * min(self._bagged(), BAGS) * min(self._room.size, self.text_length)
+        bags = 2 * self.text_width * min(self._bagged(), BAGS) * (min(self._room.size, self.text_length) + 1)
         sampled = SETS * min(SAMPLE, SAMPLE_BYTES // (SETS * self.prompt_bytes))
         looking, learning = 2 * sampled * self.prompt_bytes, bags + kept + 8 * self._batch * self.prompt_bytes
         finding, solving = 2 * bags + kept, kept + solving_bytes(max(widths))
@@ -379,7 +380,7 @@ class Learner:
         """Mean and scale [D] for a block's moves: those of its walls, or of samples."""
         for one in fits:
             if one.source == Source(block):
-                return one.fit.start.mean, one.fit.start.scale
+                return one.start.mean, one.start.scale
         states = [cut(encoded, block) for encoded in both]
         return statistics(states, [judged_all(tokens, self._constant.get(block)) for tokens in states])
 

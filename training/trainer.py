@@ -34,7 +34,18 @@ from .scope import ScopeFit, beyond_scope
 from .stages import Stage
 from .stream import Batch, read_whole
 from .text_states import Source, blocks_of, cut, gated_key, known_tokens, sources_of, stacked
-from .walls import APART, SourceFit, Walls, alike, calibrated, depths_of, gate_depths, known_walls
+from .walls import (
+    APART,
+    CONTEXTS,
+    SourceFit,
+    Walls,
+    alike,
+    best_of,
+    calibrated,
+    depths_of,
+    gate_depths,
+    known_walls,
+)
 
 # Sets that are looked at first, and how many prompts of each at most.
 SAMPLED = {"unsafe": SAMPLE, "safe": SAMPLE, "harmless": SAMPLE, "calibration": SHOWN, "held_unsafe": SHOWN}
@@ -44,6 +55,8 @@ TAUGHT = 500  # unsafe prompts that tell how deep such prompts lie
 
 class Trainer(Learner):
     """A run that learns a safe region from prompt pairs."""
+
+    contexts = CONTEXTS
 
     def __init__(
         self,
@@ -158,7 +171,7 @@ class Trainer(Learner):
 
     @cached_property
     def _like(self) -> list[str]:
-        """Harmless prompts that teach no walls: they tell how the depths of several texts compare."""
+        """Harmless prompts that teach no walls: they tell which are best, and how depths of several texts compare."""
         return self.sets.harmless[APART - 1 :: APART]
 
     @cached_property
@@ -188,7 +201,8 @@ class Trainer(Learner):
             both = [depths_of(self._known, sample[name], self._constant).amax(0) for name in ("unsafe", "held_unsafe")
                     if name in sample]  # fmt: skip
             sources = [] if touched_share(torch.cat(both)) >= SEEN else sources
-        self._fits = [SourceFit(one, sample, self._constant, self._generator, self._room) for one in sources]
+        self._fits = [SourceFit(one, sample, self._constant, self._generator, self._room, contexts=self.contexts)
+                      for one in sources]  # fmt: skip
         calm = sample["harmless"]
         plain = {block: cut(calm, block) for block in judged_blocks if key_of(block) in calm}
         self._scope_fits = {block: ScopeFit(tokens, tokens[:1], self._constant.get(block), self.recipe.seed)
@@ -219,7 +233,7 @@ class Trainer(Learner):
         return max(len(self.sets.harmless) // SCOPE_PROMPTS, 1)
 
     def _collect_tokens(self, kind: str, states: dict[str, Tensor], batch: Batch) -> None:
-        if kind == "harmless" and len(self._fits) > 1:
+        if kind == "harmless":
             rows = torch.tensor([row % APART != APART - 1 for row in batch.rows])
             states = {key: tokens[rows] for key, tokens in states.items()}
         for fit in self._fits:
@@ -235,7 +249,7 @@ class Trainer(Learner):
         """Steps of the walls of all sources, until so many are done."""
         begun, count = self._ledger.time.done["gate"], len(self._fits)
         for i, fit in enumerate(self._fits):
-            start = fit.fit.done
+            start = fit.done
             told = until // TOLD_EVERY - start // TOLD_EVERY
 
             def visit(step: int, loss: float, now: Walls, i: int = i, start: int = start, told: int = told) -> None:
@@ -248,9 +262,14 @@ class Trainer(Learner):
             fit.run(until, visit)
             self._ledger.reach("gate", begun + (i + 1) * told // count, message="finding the walls")
 
+    @property
+    def _new(self) -> list[Walls]:
+        """The walls of all sources as they stand: those to choose from, or the chosen ones."""
+        return [walls for fit in self._fits for walls in fit.walls]
+
     def _beyond(self, states: dict[str, Tensor]) -> Tensor:
-        """How deep stacked prompts lie beyond each of the walls as they stand, and the known ones: [S, N]."""
-        return depths_of([*(fit.walls for fit in self._fits), *self._known], states, self._constant)
+        """How deep stacked prompts lie beyond all of the walls as they stand, and the known ones: [S, N]."""
+        return depths_of([*self._new, *self._known], states, self._constant)
 
     def _judge_all(self) -> None:
         """Read what the walls are calibrated by, the move is chosen by, and the scope is bounded by."""
@@ -273,19 +292,30 @@ class Trainer(Learner):
             "held_unsafe": self._each(self._beyond, held, self.prompts["held_safe"], also=of_pairs),
             "calibration": self._each(self._beyond, plain, also=of_harmless),
         }
+        self._choose()
+
+    def _choose(self) -> None:
+        """For each source, the walls that are best."""
+        rows, begin, depths = [], 0, self._depth
+        for fit in self._fits:
+            own = slice(begin, begin + len(fit.walls))
+            best = best_of(depths["like"][own], depths["held_unsafe"][own])
+            fit.choose(best)
+            rows.append(begin + best)
+            begin = own.stop
+        self._depth = {name: torch.cat([found[rows], found[begin:]]) for name, found in depths.items()}
 
     def _judge(self, again: bool) -> dict[str, Tensor]:
         """Depths [S, N] of the sets that walls are calibrated by; `again`: of all of them, beside the plan."""
         sets = {"long": self.prompts["long"], "like": self._like, "unsafe": self._taught}
         if again:
             sets |= {name: self.prompts[name] for name in ("held_unsafe", "calibration")}
-        none = torch.zeros(len(self._fits) + len(self._known), 0)
+        none = torch.zeros(len(self._new) + len(self._known), 0)
         return {name: self._each(self._beyond, prompts, planned=not again) if prompts else none
                 for name, prompts in sets.items()}  # fmt: skip
 
     def _calibrate(self) -> None:
-        walls = [fit.walls for fit in self._fits]
-        self._gates, card, worst = calibrated(walls, self._known, self._depth, self.recipe.budget)
+        self._gates, card, worst = calibrated(self._new, self._known, self._depth, self.recipe.budget)
         self._depths = (torch.cat([worst["calibration"], worst["long"]]), worst["held_unsafe"])
         self.numbers["calibration"] = card
         self._ledger.report("calibrate", separation=self.separation,

@@ -14,6 +14,7 @@ from ..region.blocks import key_of
 from ..region.region import Gate, Part
 from .bags import ENOUGH, Collected, Room, bags_of, hardest
 from .gate import (
+    REVIEW,
     RISK,
     SCOUTS,
     SPARE,
@@ -33,7 +34,9 @@ from .gate import (
 )
 from .text_states import Source, cut, same_length
 
-APART = 25  # every so many harmless prompts tell how the depths of several texts compare, and teach nothing
+APART = 25  # every so many harmless prompts tell which walls are best and how their depths compare, and teach nothing
+CONTEXTS = (0.0, 0.2)  # walls are fitted with each, see `WallFit`: prompts' averages tell much where many teach them
+DEEPEST, WELL = 0.05, 0.9  # of harmless prompts: those near which walls will stand; deeper unsafe ones are enough
 LONG = 3.0  # times the budget is what long harmless prompts have: they hold as many chances for an unlucky word
 CHANCE, SEPARATES = 0.05, 0.15  # where so many harmless prompts lie deeper, so many unsafe ones are next to none
 
@@ -76,15 +79,21 @@ class SourceFit:
 
     def __init__(
         self, source: Source, sample: Encoded, constant: Mapping[str, Tensor], generator: Generator, room: Room,
-        steps: int = STEPS,
+        steps: int = STEPS, contexts: Sequence[float] = CONTEXTS[:1],
     ) -> None:  # fmt: skip
-        """`sample`: some prompts of the sets `unsafe`, `safe` and `harmless`, from which the walls start."""
+        """Args:
+            sample: some prompts of the sets `unsafe`, `safe` and `harmless`, from which the walls start.
+            contexts: for each there are walls to choose from.
+        """  # fmt: skip
         unsafe, safe, harmless = (source.of(sample[name]) for name in ("unsafe", "safe", "harmless"))
         known = constant.get(source.block)
         self.source, self._constant = source, known if known is None else known[:, source.begin : source.end]
         self._room, self._width = room, cut(sample["unsafe"], source.block).shape[-1]
         start = first_walls(unsafe, safe, harmless, self._constant, generator)
-        self.fit = WallFit(start, generator, steps)
+        self.start = start
+        self._fits = [WallFit(start, generator, steps, context) if i == 0 else
+                      WallFit(start, Generator().manual_seed(i), steps, context)
+                      for i, context in enumerate(contexts[: unsafe.shape[1]])]  # fmt: skip
         self._bags = {"unsafe": Collected(), "harmless": Collected()}
         self._scouts = start
         # where all tokens are kept nobody chooses; where few are, they are collected again by walls that know more
@@ -106,39 +115,65 @@ class SourceFit:
         if not len(tokens):
             return
         bags, counts, generator = self._bags[kind], self._counts(kind, tokens), Generator().manual_seed(number)
-        gate, share = self.fit.gate if self.fit.done else self._scouts, self._room.share
+        gate, share = self._fits[-1].gate if self.done else self._scouts, self._room.share
         rows = torch.arange(len(tokens))
         if share < 1 and bags.has(number):  # half of those that were kept at first stay
             rows = hardest(tokens, counts, gate, kind == "unsafe", share / 2)
-        elif share < 1 and not self.fit.done:
+        elif share < 1 and not self.done:
             rows = torch.randperm(len(tokens), generator=generator)[: math.ceil(share * len(tokens))]
         bags.add(number, bags_of(tokens[rows], counts[rows], gate, generator, self._room.size))
 
     def run(self, until: int, visit: Callable[[int, float, Walls], None]) -> None:
         """Learn from all that was collected by now, by all processes, until so many steps are done."""
         bags = [collected.all() for collected in self._bags.values()]
-        self.fit.run(*bags, until, lambda step, loss, gate: visit(step, loss, self._whole(gate)))
+        while self.done < until:
+            end = min(self.done - self.done % REVIEW + REVIEW, until)
+            for fit in self._fits[:-1]:
+                fit.run(*bags, end)
+            self._fits[-1].run(*bags, end, lambda step, loss, gate: visit(step, loss, self._whole(gate)))
 
     def again(self, unsafe: dict[str, Tensor], safe: dict[str, Tensor]) -> None:
         """All steps once more. Half of the walls begin anew, along the mean difference of these stacked pairs."""
-        first, generator = self.fit.start, self.fit.generator
+        (fit,), first = self._fits, self.start
         pairs = (self.source.of(states) for states in (unsafe, safe))
-        new = towards(*pairs, self._constant, first.mean, first.scale, len(first.weight) // 2, generator)
+        new = towards(*pairs, self._constant, first.mean, first.scale, len(first.weight) // 2, fit.generator)
         start = replace(first, weight=torch.cat([first.weight[len(new) :], new]))
-        self.fit = WallFit(start, generator, self.fit.steps)
+        self._fits = [WallFit(start, fit.generator, fit.steps, fit.context)]
 
     def _whole(self, gate: Gate) -> Walls:
         return Walls(self.source, gate if self.source.end is None else widened(gate, self.source.begin, self._width))
 
     @property
-    def walls(self) -> Walls:
-        """As they stand."""
-        return self._whole(self.fit.gate)
+    def done(self) -> int:
+        """Steps."""
+        return self._fits[-1].done
+
+    @property
+    def walls(self) -> list[Walls]:
+        """As they stand: those to choose from, or the chosen ones."""
+        return [self._whole(fit.gate) for fit in self._fits]
+
+    def choose(self, number: int) -> None:
+        """Go on with these walls only."""
+        self._fits = [self._fits[number]]
 
 
 def alike(source: Source, states: Encoded) -> bool:
     """Whether the text encoder reads both sides of every pair alike."""
     return torch.equal(*same_length(*(source.of(states[name]) for name in ("unsafe", "safe"))))
+
+
+def best_of(like: Tensor, held: Tensor) -> int:
+    """Which walls tell unsafe prompts [S, M] from harmless ones [S, N], by depth: the first, which are the simplest,
+    where they do so well enough or there is nothing to compare; else the last that are not worse.
+
+    Counted is the mean share of unsafe prompts that lie deeper than one of the deepest harmless ones.
+    """
+    if not like.shape[1] or not held.shape[1]:
+        return 0
+    deepest = like.topk(math.ceil(DEEPEST * like.shape[1])).values
+    first, *others = (held[:, None] > deepest[..., None]).float().mean((1, 2)).tolist()
+    return max((i for i, share in enumerate(others, 1) if first < WELL and share > first - CHANCE), default=0)
 
 
 def separating(like: Tensor, held: Tensor) -> list[int]:
