@@ -71,7 +71,7 @@ def conditioning(family: Family, device: str) -> list[list]:
 
 
 def example_region(entry: list) -> Region:
-    """As large as a learned one: 4 walls that see the average, and a scope, rank 16 in every block, one constant start token."""
+    """As large as a learned one: 4 walls that see the average, a scope, rank 16 in every block, one constant token."""
 
     def spread(width: int) -> dict[str, Tensor]:
         return {"mean": torch.randn(width), "scale": torch.rand(width) + 0.5}

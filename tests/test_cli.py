@@ -271,7 +271,8 @@ def test_a_dry_run_needs_no_out_and_says_how_long(toy, capsys):
 
 
 def test_the_estimate_is_the_plan_at_the_pace_of_this_machine(monkeypatch):
-    paces = iter((BATCH * 0.5, 10 * 3.0, 3 * 8 * 0.25))  # a batch of prompts, some steps of the gate, a training step
+    # a batch of prompts, some steps of either kind of walls, a training step
+    paces = iter((BATCH * 0.5, 10 * 3.0, 10 * 2.0, 3 * 8 * 0.25))
 
     def seconds(run) -> float:
         run()
@@ -280,7 +281,7 @@ def test_the_estimate_is_the_plan_at_the_pace_of_this_machine(monkeypatch):
     monkeypatch.setattr(estimate, "_seconds", seconds)
     recipe = PRESETS["region"]
     trainer = Trainer(ToyBackbone(), parse_pairs(PAIRS), recipe, "bad things")
-    expected = 0.5 * plan(trainer).encodings + 3.0 * 400 + 0.25 * sum(costs(trainer.stages).values())
+    expected = 0.5 * plan(trainer).encodings + (3.0 + 2.0) * 400 + 0.25 * sum(costs(trainer.stages).values())
     assert BACKWARD == 2 and estimate.run_seconds(trainer) == pytest.approx(expected)
 
 
