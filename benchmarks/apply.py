@@ -2,11 +2,11 @@
 
     python benchmarks/apply.py [--families SDXL Flux ...] [--device cuda] [--threads 1] [--out build/apply] [--publish]
 
-A region with 4 walls, a scope and rank 16 in every block is applied, just as the node does it, to a conditioning of the
-family's real shapes. Text encoders and denoisers are too large to hold here, and all of their layers take the same
-time: one transformer layer of the real widths is timed, and multiplied by their number (for UNets there is none).
-Applying and encoding are timed in turn, so that a busy machine slows both; medians count. Exits with 1 when a ratio
-to the encoding is not below 1 %. On a GPU, applying runs under torch's check for host synchronisation.
+A region with 8 walls that see the average, a scope and rank 16 in every block is applied, just as the node does it, to
+a conditioning of the family's real shapes. Text encoders and denoisers are too large to hold here, and all of their
+layers take the same time: one transformer layer of the real widths is timed, and multiplied by their number (for UNets
+there is none). Applying and encoding are timed in turn, so that a busy machine slows both; medians count. Exits with
+1 when a ratio to the encoding is not below 1 %. On a GPU, applying runs under torch's check for host synchronisation.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from comfyui_safe_region.region import Gate, Move, Part, Region, Scope, apply_to_conditioning, text_blocks
 from comfyui_safe_region.region.blocks import CROSS_ATTENTION, FAMILIES, Family
 
-WALLS, RANK, BAR = 4, 16, 0.01
+WALLS, RANK, BAR = 8, 16, 0.01
 Layers = tuple[int, int, int, int]  # width, width of the feed-forward part, layers, tokens
 CLIP_L, CLIP_H, CLIP_G = (768, 3072, 12, 77), (1024, 4096, 24, 77), (1280, 5120, 32, 77)
 
@@ -71,7 +71,7 @@ def conditioning(family: Family, device: str) -> list[list]:
 
 
 def example_region(entry: list) -> Region:
-    """As large as a learned one: 4 walls that see the average, a scope, rank 16 in every block, one constant token."""
+    """As large as a learned one: 8 walls that see the average, a scope, rank 16 in every block, one constant token."""
 
     def spread(width: int) -> dict[str, Tensor]:
         return {"mean": torch.randn(width), "scale": torch.rand(width) + 0.5}

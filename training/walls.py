@@ -92,7 +92,7 @@ class SourceFit:
         start = first_walls(unsafe, safe, harmless, self._constant, generator)
         self.start = start
         self._fits = [WallFit(start, generator, steps, context) if i == 0 else
-                      WallFit(start, Generator().manual_seed(i), steps, context)
+                      WallFit(start, Generator().manual_seed(generator.initial_seed() + i), steps, context)
                       for i, context in enumerate(contexts[: unsafe.shape[1]])]  # fmt: skip
         self._bags = {"unsafe": Collected(), "harmless": Collected()}
         self._scouts = start
@@ -134,11 +134,11 @@ class SourceFit:
 
     def again(self, unsafe: dict[str, Tensor], safe: dict[str, Tensor]) -> None:
         """All steps once more. Half of the walls begin anew, along the mean difference of these stacked pairs."""
-        (fit,), first = self._fits, self.start
-        pairs = (self.source.of(states) for states in (unsafe, safe))
-        new = towards(*pairs, self._constant, first.mean, first.scale, len(first.weight) // 2, fit.generator)
-        start = replace(first, weight=torch.cat([first.weight[len(new) :], new]))
-        self._fits = [WallFit(start, fit.generator, fit.steps, fit.context)]
+        first, pairs = self.start, [self.source.of(states) for states in (unsafe, safe)]
+        for i, fit in enumerate(self._fits):
+            new = towards(*pairs, self._constant, first.mean, first.scale, len(first.weight) // 2, fit.generator)
+            start = replace(first, weight=torch.cat([first.weight[len(new) :], new]))
+            self._fits[i] = WallFit(start, fit.generator, fit.steps, fit.context)
 
     def _whole(self, gate: Gate) -> Walls:
         return Walls(self.source, gate if self.source.end is None else widened(gate, self.source.begin, self._width))
@@ -153,9 +153,9 @@ class SourceFit:
         """As they stand: those to choose from, or the chosen ones."""
         return [self._whole(fit.gate) for fit in self._fits]
 
-    def choose(self, number: int) -> None:
+    def choose(self, chosen: Sequence[int]) -> None:
         """Go on with these walls only."""
-        self._fits = [self._fits[number]]
+        self._fits = [self._fits[i] for i in chosen]
 
 
 def alike(source: Source, states: Encoded) -> bool:
@@ -165,7 +165,7 @@ def alike(source: Source, states: Encoded) -> bool:
 
 def best_of(like: Tensor, held: Tensor) -> int:
     """Which walls tell unsafe prompts [S, M] from harmless ones [S, N], by depth: the first, which are the simplest,
-    where they do so well enough or there is nothing to compare; else the last that are not worse.
+    where they do so well enough or there is nothing to compare; else the last that are no worse than these.
 
     Counted is the mean share of unsafe prompts that lie deeper than one of the deepest harmless ones.
     """
