@@ -58,23 +58,22 @@ def bags_of(tokens: Tensor, counts: Tensor, gate: Gate, generator: Generator, si
         counts: tokens that count [N, T].
         size: of a bag.
     """
-    averages = average(tokens, counts, gate)
+    normalised = ((tokens.float() - gate.mean) / gate.scale).masked_fill(~counts[..., None], 0.0)
+    averages = average(normalised, counts)
     if size < tokens.shape[1]:
         drawn = torch.rand(counts.shape, generator=generator).masked_fill(~counts, -1.0)
         order = depth(tokens, gate, counts).amax(-1).masked_fill(~counts, -torch.inf)
         deepest = order.topk(size - size // 3).indices
         others = drawn.scatter(1, deepest, -2.0).topk(size // 3).indices
         chosen = torch.cat([deepest, others], 1)
-        tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
+        normalised = normalised.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
         counts = counts.gather(1, chosen)
-    normalised = ((tokens.float() - gate.mean) / gate.scale).masked_fill(~counts[..., None], 0.0)
     return Bags(normalised.half(), counts, averages.half())
 
 
-def average(tokens: Tensor, counts: Tensor, gate: Gate) -> Tensor:
-    """Of each prompt's tokens [N, T, D] that count, in the gate's coordinates: [N, D]."""
-    total = torch.where(counts[..., None], (tokens.float() - gate.mean) / gate.scale, 0.0).sum(1)
-    return total / counts.sum(1, keepdim=True).clamp(min=1)
+def average(tokens: Tensor, counts: Tensor) -> Tensor:
+    """Of those of each prompt's tokens [N, T, D] that count: [N, D]."""
+    return torch.where(counts[..., None], tokens, 0.0).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
 
 
 def hardest(tokens: Tensor, counts: Tensor, gate: Gate, unsafe: bool, share: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..region.region import Gate
 from ..region.steering import depth, judged
-from .bags import Bags
+from .bags import Bags, average
 
 WALLS = 4
 STEPS = 400
@@ -98,9 +98,8 @@ def towards(
     half of the pairs: [count, D]."""
     means = []
     for tokens in (unsafe, safe):
-        parts = [(chunk, judged(chunk.float(), constant)[..., None]) for chunk in tokens.split(CHUNK)]
-        means.append(torch.cat([(((chunk - mean) / scale) * counts).sum(1) / counts.sum(1).clamp(min=1)
-                                for chunk, counts in parts]))  # fmt: skip
+        means.append(torch.cat([average((chunk - mean) / scale, judged(chunk.float(), constant))
+                                for chunk in tokens.split(CHUNK)]))  # fmt: skip
     difference = means[0] - means[1]
     halves = torch.stack([
         difference[torch.randperm(len(difference), generator=generator)[: max(len(difference) // 2, 1)]].mean(0)
